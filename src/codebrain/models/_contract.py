@@ -1,0 +1,106 @@
+"""What every imputation model promises; loop, devices, checkpoints and logs know models only through this."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from codebrain.nn.batch import Batch
+from codebrain.vocabulary import ModalitySet
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A scalar to descend and its parts, for the log (detached scalars)."""
+
+    total: Float[Tensor, ""]
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class ImputationModel(nn.Module, ABC):
+    """Base of all models. One file in ``codebrain/models`` holds one subclass; the file's name is its name.
+
+    A subclass sets ``Settings`` (a frozen dataclass with a default for every field), ``stages`` and the
+    three abstract methods. Images are float in [0, 1], ``(b, m, h, w)``, ``h`` and ``w`` multiples of 8.
+    """
+
+    Settings: ClassVar[type[Any]]
+    stages: ClassVar[tuple[str, ...]]
+
+    def __init__(self, modalities: ModalitySet, settings: Any) -> None:
+        super().__init__()
+        self.modalities = modalities
+        self.settings = settings
+
+    @abstractmethod
+    def forward(
+        self,
+        images: Float[Tensor, "b m h w"],
+        present: Bool[Tensor, "b m"],
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "b m h w"]:
+        """Complete the images.
+
+        Args:
+            images: contrasts in [0, 1]; what absent channels hold has no influence.
+            present: which contrasts are given; at least one per sample.
+            generator: source of chance for models that sample.
+
+        Returns:
+            All contrasts in [0, 1]; present ones are the input, untouched.
+        """
+
+    @abstractmethod
+    def players(self, stage: str) -> dict[str, nn.Module]:
+        """The modules trained in a stage by name, critic before generator.
+
+        Empty for a stage that is fitted in closed form by :meth:`fit`.
+        """
+
+    @abstractmethod
+    def loss(self, player: str, batch: Batch, shared: Any, *, stage: str, progress: float) -> Loss:
+        """What ``player`` loses on a batch.
+
+        Args:
+            player: a key of :meth:`players`.
+            batch: the training step's data.
+            shared: what :meth:`share` returned for this step.
+            stage: one of ``stages``.
+            progress: fraction of the stage that is done, in [0, 1).
+        """
+
+    def share(self, batch: Batch, *, stage: str, generator: torch.Generator | None = None) -> Any:
+        """What is computed once per step and used by every player (for example the candidate images)."""
+        return None
+
+    def fit(self, batches: Iterable[Batch]) -> None:
+        """Fit a stage without players in one pass over the training slices."""
+        raise NotImplementedError(f"{type(self).__name__} declares a stage without players but no fit()")
+
+    def validate(self, batch: Batch, *, stage: str) -> Float[Tensor, "b m h w"]:
+        """The completed images by which a stage is judged; :meth:`forward` unless a stage ends earlier."""
+        return self(batch.incomplete, batch.present)
+
+
+@runtime_checkable
+class Reconstructs(Protocol):
+    """A model that can also rebuild a complete set from its own code of it (the paper's Stage I)."""
+
+    def reconstruct(
+        self, images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]
+    ) -> Float[Tensor, "b m h w"]:
+        """Posterior code of the complete images, common features of the given ones, decoded."""
+        ...
+
+
+def keep_present(
+    candidate: Float[Tensor, "b m h w"], images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]
+) -> Float[Tensor, "b m h w"]:
+    """The candidate with the present contrasts copied in, bit for bit."""
+    return torch.where(present[:, :, None, None], images, candidate)

@@ -1,0 +1,161 @@
+"""The words of the house: which contrasts exist, which subset is given, how images were prepared."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+from codebrain.errors import refusal
+
+Pattern = tuple[bool, ...]
+"""Which contrasts of a :class:`ModalitySet` are present, in its order."""
+
+
+class Modality(StrEnum):
+    """A contrast of a brain-MRI examination."""
+
+    T1 = "T1"
+    T2 = "T2"
+    PD = "PD"
+    FLAIR = "FLAIR"
+    T1GD = "T1Gd"
+
+    @classmethod
+    def parse(cls, text: str) -> Modality:
+        """The contrast that ``text`` names, aliases and any case accepted.
+
+        Raises:
+            UsageError: ``MOD_UNKNOWN``, with the nearest known name.
+        """
+        key = text.strip().lower()
+        if key in _ALIASES:
+            return _ALIASES[key]
+        near = difflib.get_close_matches(key, _ALIASES, n=1)
+        guess = f"Did you mean {_ALIASES[near[0]]}?" if near else ""
+        raise refusal(
+            "MOD_UNKNOWN", f"no contrast is called {text!r}", expected=", ".join(cls), hint=guess or None
+        )
+
+
+_ALIASES: dict[str, Modality] = {
+    **{name: Modality.T1 for name in ("t1", "t1w", "t1n")},
+    **{name: Modality.T2 for name in ("t2", "t2w")},
+    **{name: Modality.PD for name in ("pd", "pdw")},
+    **{name: Modality.FLAIR for name in ("flair", "t2f")},
+    **{name: Modality.T1GD for name in ("t1gd", "t1ce", "t1c", "t1post", "t1wks")},
+}
+
+
+@dataclass(frozen=True)
+class ModalitySet:
+    """An ordered set of contrasts: the channels of a model or a slice store."""
+
+    members: tuple[Modality, ...]
+
+    def __post_init__(self) -> None:
+        if not self.members:
+            raise refusal("MOD_NONE", "no contrast was named", expected="at least one")
+        for member in self.members:
+            if self.members.count(member) > 1:
+                raise refusal("MOD_DUPLICATE", f"{member} is named twice", found=", ".join(self.members))
+
+    @classmethod
+    def parse(cls, names: str | Iterable[str]) -> ModalitySet:
+        """From ``"T1,T2,PD"`` or a sequence of names; order is kept."""
+        parts = names.split(",") if isinstance(names, str) else list(names)
+        return cls(tuple(Modality.parse(part) for part in parts if part.strip()))
+
+    def __iter__(self) -> Iterator[Modality]:
+        return iter(self.members)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __contains__(self, modality: object) -> bool:
+        return modality in self.members
+
+    def __str__(self) -> str:
+        return ",".join(self.members)
+
+    def index(self, modality: Modality) -> int:
+        """Channel of ``modality``."""
+        return self.members.index(modality)
+
+    def pattern(self, present: Iterable[Modality]) -> Pattern:
+        """Which members are in ``present``."""
+        given = set(present)
+        return tuple(member in given for member in self.members)
+
+    def present(self, pattern: Pattern) -> tuple[Modality, ...]:
+        """The members that ``pattern`` marks present."""
+        return tuple(m for m, here in zip(self.members, pattern, strict=True) if here)
+
+    def absent(self, pattern: Pattern) -> tuple[Modality, ...]:
+        """The members that ``pattern`` marks absent."""
+        return tuple(m for m, here in zip(self.members, pattern, strict=True) if not here)
+
+
+def strict_subsets(available: Pattern) -> list[Pattern]:
+    """Every non-empty strict subset of the available contrasts, fewest first.
+
+    For three available contrasts six patterns, for four fourteen (paper, section 3.1).
+    """
+    places = [i for i, here in enumerate(available) if here]
+    return [
+        tuple(i in chosen for i in range(len(available)))
+        for size in range(1, len(places))
+        for chosen in itertools.combinations(places, size)
+    ]
+
+
+def pattern_name(modalities: ModalitySet, pattern: Pattern) -> str:
+    """For example ``T1+FLAIR``."""
+    return "+".join(modalities.present(pattern)) or "none"
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How images were turned into slices in [0, 1]; travels with slice stores and model folders.
+
+    Attributes:
+        modalities: channel order.
+        normalisation: ``min_max`` (the paper's) or ``percentile`` (robust, see ``percentiles``).
+        percentiles: lower and upper percentile of the foreground that map to 0 and 1.
+        pixel_spacing_mm: in-plane spacing the network sees; ``None`` leaves the grid's own.
+        multiple: slices are padded to a multiple of this (the network halves three times: 8).
+        intensity_scale: per contrast, the training median of the scanner value that maps to 1;
+            gives imputed contrasts a scale in scanner units. Empty before training data was seen.
+    """
+
+    modalities: ModalitySet
+    normalisation: Literal["min_max", "percentile"] = "percentile"
+    percentiles: tuple[float, float] = (0.1, 99.9)
+    pixel_spacing_mm: float | None = 1.0
+    multiple: int = 8
+    intensity_scale: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted keys, so that equal preparations give equal bytes."""
+        raw: dict[str, Any] = asdict(self)
+        raw["modalities"] = list(self.modalities)
+        return json.dumps(raw, indent=2, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Preparation:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            ModelRefused: ``CKPT_CORRUPT`` when the text is not a preparation.
+        """
+        try:
+            raw = json.loads(text)
+            raw["modalities"] = ModalitySet.parse(raw["modalities"])
+            raw["percentiles"] = tuple(raw["percentiles"])
+            return cls(**raw)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise refusal("CKPT_CORRUPT", f"this is not a preparation record: {error}") from error
