@@ -57,7 +57,11 @@ class CodeBrainError(Exception):
 
     def _sentence(self) -> str:
         where = f"{self.file}: " if self.file is not None else ""
-        facts = [f"{name} {value}" for name, value in (("found", self.found), ("expected", self.expected)) if value is not None]
+        facts = [
+            f"{name} {value}"
+            for name, value in (("found", self.found), ("expected", self.expected))
+            if value is not None
+        ]
         field = f"{self.field}: " if self.field else ""
         detail = f" ({', '.join(facts)})" if facts else ""
         hint = f" {self.hint}" if self.hint else ""
@@ -121,7 +125,10 @@ _BY_PREFIX: tuple[tuple[str, type[CodeBrainError]], ...] = (
     ("CKPT_", ModelRefused),
     ("BATCH", BatchIncomplete),
     ("DIVERGED", TrainingDiverged),
-    *((prefix, InputRefused) for prefix in ("IN_", "GEO_", "MOD_", "DCM_", "BIDS_", "DATA_", "OOD", "MODEL_DOMAIN")),
+    *(
+        (prefix, InputRefused)
+        for prefix in ("IN_", "GEO_", "MOD_", "DCM_", "BIDS_", "DATA_", "OOD", "MODEL_DOMAIN")
+    ),
 )
 
 
@@ -150,9 +157,7 @@ def refusal(
     hint: str | None = None,
 ) -> CodeBrainError:
     """Build the error of the right class for ``code``; the caller raises it."""
-    return error_class(code)(
-        code, message, file=file, field=field, found=found, expected=expected, hint=hint
-    )
+    return error_class(code)(code, message, file=file, field=field, found=found, expected=expected, hint=hint)
 
 
 def missing_extra(package: str, extra: str, purpose: str) -> CodeBrainError:

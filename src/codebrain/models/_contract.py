@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from codebrain.nn.batch import Batch
-from codebrain.vocabulary import ModalitySet
+from codebrain.vocabulary import ModalitySet, Preparation
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,30 @@ class ImputationModel(nn.Module, ABC):
 
     A subclass sets ``Settings`` (a frozen dataclass with a default for every field), ``stages`` and the
     three abstract methods. Images are float in [0, 1], ``(b, m, h, w)``, ``h`` and ``w`` multiples of 8.
+
+    Attributes:
+        training_only: names of sub-modules that a model folder leaves out (critics).
+        preparation: how images must be prepared for it; set when loaded from a folder.
+        sha256: of the weights file; set when loaded from a folder.
+        name: the folder's name, or the architecture's before there is one.
     """
 
     Settings: ClassVar[type[Any]]
     stages: ClassVar[tuple[str, ...]]
+    training_only: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, modalities: ModalitySet, settings: Any) -> None:
         super().__init__()
         self.modalities = modalities
         self.settings = settings
+        self.preparation = Preparation(modalities)
+        self.sha256 = ""
+        self.name = self.architecture
+
+    @property
+    def architecture(self) -> str:
+        """The model's name: that of the file that defines it."""
+        return type(self).__module__.rpartition(".")[2]
 
     @abstractmethod
     def forward(
