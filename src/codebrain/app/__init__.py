@@ -1,0 +1,1 @@
+"""Thin shells around the library: the command line and its commands."""

@@ -1,0 +1,206 @@
+"""What every command shares: options, one way to fail, one way to speak.
+
+A command is a file in ``codebrain/app/commands`` with ``register(app)``; it hands its work to :func:`run`::
+
+    def register(app: typer.Typer) -> None:
+        @app.command()
+        def phantom(out: OutOption, as_json: JsonOption = False, debug: DebugOption = False) -> None:
+            \"\"\"Simulate studies.\"\"\"
+            run(lambda: _phantom(out, as_json), as_json=as_json, debug=debug)
+
+Results go to stdout (:func:`emit`, :func:`emit_json`), all else to stderr (:func:`say`, :func:`progress`).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from codebrain.errors import CodeBrainError, refusal
+
+RESEARCH_USE_ONLY = "Research use only; not a medical device"
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+DeviceOption = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda[:N]", help="Where to compute.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, help="CPU threads; by default the cores allotted to us.")
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+VerboseOption = Annotated[
+    int, typer.Option("-v", "--verbose", count=True, help="Say more (-vv: everything).")
+]
+QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
+OutOption = Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="Folder for the results.")]
+
+_HANDLER = "codebrain command line"
+
+Advance = Callable[[int, int, str], None]
+"""``advance(done, total, note)``: what the library calls to tell how far it is."""
+
+
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP arrived; unwinds like KeyboardInterrupt so that temporaries are removed."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(f"signal {number}")
+
+
+def run(
+    work: Callable[[], object],
+    *,
+    as_json: bool = False,
+    debug: bool = False,
+    verbose: int = 0,
+    quiet: bool = False,
+) -> None:
+    """Do a command's work; a failure becomes one line on stderr and an exit status.
+
+    Raises:
+        typer.Exit: with the status of the published list (0 is silence; 1 is a bug of ours).
+    """
+    _configure_logging(verbose, quiet)
+    try:
+        with _signals():
+            work()
+    except typer.Exit:
+        raise
+    except (KeyboardInterrupt, Terminated) as stop:
+        number = stop.number if isinstance(stop, Terminated) else signal.SIGINT
+        say(f"codebrain: stopped by {signal.Signals(number).name}; nothing half-written was left")
+        raise typer.Exit(128 + number) from None
+    except BrokenPipeError:
+        _close_stdout()
+        raise typer.Exit(0) from None
+    except Exception as error:
+        raise typer.Exit(report_error(error, as_json=as_json, debug=debug)) from None
+
+
+def report_error(error: Exception, *, as_json: bool = False, debug: bool = False) -> int:
+    """Say what went wrong, once, and return the exit status."""
+    known = _as_refusal(error)
+    if debug:
+        traceback.print_exception(error, file=sys.stderr)
+    if known is not None:
+        code, status, facts = known.code, known.exit_code, known.as_dict()
+        sentence = str(known)
+    else:
+        sentence = f"{type(error).__name__}: {error}. This is a bug of ours; please report it with --debug"
+        code, status = "BUG", 1
+        facts = {"code": code, "exit": status, "message": sentence}
+    say(f"codebrain: {code}: {sentence}")
+    if as_json:
+        emit_json({"error": facts})
+    return status
+
+
+def _as_refusal(error: Exception) -> CodeBrainError | None:
+    if isinstance(error, CodeBrainError):
+        return error
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return refusal(
+            "ENV_MEMORY", "there was not enough memory", hint="Use a smaller study or another device."
+        )
+    if isinstance(error, PermissionError):
+        return refusal("OUT_PERMISSION", "this may not be read or written", file=error.filename)
+    return None
+
+
+def _close_stdout() -> None:
+    """The reader went away: let the interpreter's last flush go nowhere."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError, AttributeError):
+        sys.stdout = io.StringIO()
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """First SIGINT, SIGTERM or SIGHUP unwinds cleanly, a second one ends at once; restored afterwards."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+
+    numbers = [n for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
+    before = {n: signal.signal(getattr(signal, n), stop) for n in numbers}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
+
+
+def _configure_logging(verbose: int, quiet: bool) -> None:
+    level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logger = logging.getLogger("codebrain")
+    logger.setLevel(level)
+    for old in [h for h in logger.handlers if h.get_name() == _HANDLER]:
+        logger.removeHandler(old)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("codebrain: %(message)s"))
+    handler.set_name(_HANDLER)
+    logger.addHandler(handler)
+
+
+def one_line(text: str) -> str:
+    """``text`` on one line; control and bidirectional characters, which file names may hold, are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def say(text: str) -> None:
+    """One line on stderr."""
+    print(one_line(text), file=sys.stderr, flush=True)
+
+
+def emit(text: str) -> None:
+    """A result on stdout."""
+    print(text, flush=True)
+
+
+def emit_json(document: Any) -> None:
+    """A result as one line of JSON on stdout; NaN is refused because it is not JSON."""
+    emit(json.dumps(document, default=str, allow_nan=False))
+
+
+def _no_bar(done: int, total: int, note: str = "") -> None:
+    """What :func:`progress` yields away from a terminal."""
+
+
+@contextmanager
+def progress(title: str, *, quiet: bool = False) -> Iterator[Advance]:
+    """A bar with the time left on stderr, on a terminal only; elsewhere nothing.
+
+    Yields:
+        ``advance(done, total, note)``.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield _no_bar
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+
+        def advance(done: int, total: int, note: str = "") -> None:
+            bar.update(task, completed=done, total=total, description=one_line(f"{title} {note}".strip()))
+
+        yield advance

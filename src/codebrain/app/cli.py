@@ -1,0 +1,84 @@
+"""``codebrain``: finds the commands, starts one, answers with its exit status.
+
+A command is any module in :mod:`codebrain.app.commands` with ``register(app)``. Nothing heavy is imported
+here or there at module level, so ``codebrain --help`` answers without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from codebrain.app import commands
+from codebrain.app._common import RESEARCH_USE_ONLY, emit, report_error, say
+from codebrain.errors import refusal
+
+_Complaint: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+"""click's base error: typer carries a click of its own from 0.20 on, so it is found through typer."""
+
+
+def build_app() -> typer.Typer:
+    """The command line with every command registered."""
+    app = typer.Typer(
+        name="codebrain",
+        help=f"Impute the missing contrasts of a brain-MRI study. {RESEARCH_USE_ONLY}.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["--help"]},
+    )
+    app.callback()(_options)
+    for module in sorted(pkgutil.iter_modules(commands.__path__), key=lambda found: found.name):
+        importlib.import_module(f"{commands.__name__}.{module.name}").register(app)
+    return app
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from codebrain import __version__
+
+        emit(f"codebrain {__version__}\n{RESEARCH_USE_ONLY}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit status; never raises for what a user can do wrong."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = build_app()(arguments, prog_name="codebrain", standalone_mode=False)
+    except _Complaint as error:
+        return _usage(error, arguments)
+    except (typer.Abort, KeyboardInterrupt):
+        say("codebrain: stopped")
+        return 130
+    return status if isinstance(status, int) else 0
+
+
+def _usage(error: Exception, arguments: Sequence[str]) -> int:
+    """click's complaint about the command line, in our form; the help when nothing was asked for."""
+    context, text = getattr(error, "ctx", None), getattr(error, "message", str(error))
+    if type(error).__name__ == "NoArgsIsHelpError" and context is not None:
+        emit(context.get_help())
+        return 2
+    command = context.command_path if context is not None else "codebrain"
+    describe = getattr(error, "format_message", lambda: text)
+    known = refusal("CONFIG", describe(), hint=f"See `{command} --help`.")
+    return report_error(known, as_json="--json" in arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""What this machine gives us: cores, memory, device; read from the limits allotted, not from the hardware."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from codebrain.errors import refusal
+
+if TYPE_CHECKING:
+    import torch
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def allotted_cores() -> int:
+    """Cores that this process may use: CPU affinity, then the cgroup's quota, at least one."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return max(1, affinity if quota is None else min(affinity, int(quota + 0.5)))
+
+
+def _cgroup_quota() -> float | None:
+    """Cores of the cgroup's CPU quota (version 2, then version 1), or None without one."""
+    words = _read(_CGROUP / "cpu.max").split()
+    if len(words) == 2 and words[0] != "max":
+        return float(words[0]) / float(words[1])
+    quota, period = _read(_CGROUP / "cpu/cpu.cfs_quota_us"), _read(_CGROUP / "cpu/cpu.cfs_period_us")
+    if quota and period and int(quota) > 0:
+        return int(quota) / int(period)
+    return None
+
+
+def memory_limit() -> int | None:
+    """Bytes that this process may use: the smaller of the cgroup's limit and the machine's memory."""
+    found = [_physical_memory()]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        text = _read(_CGROUP / name)
+        if text.isdigit():
+            found.append(int(text))
+    known = [size for size in found if size]
+    return min(known) if known else None
+
+
+def _physical_memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return 0
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` names; ``auto`` is a GPU where there is one.
+
+    Raises:
+        UsageError: ``CONFIG`` for another name.
+        EnvironmentRefused: ``ENV_GPU`` when a GPU is asked for that is not there.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()) or (kind == "cpu" and number):
+        known = "auto, cpu, cuda or cuda:N"
+        raise refusal("CONFIG", f"no device is called {name!r}", field="device", expected=known)
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise refusal(
+            "ENV_GPU", f"the device {name} is not there", found=f"{torch.cuda.device_count()} GPUs",
+            hint="Use --device cpu, or look at `codebrain info`.",
+        )  # fmt: skip
+    return torch.device(name)
+
+
+def set_threads(threads: int | None = None) -> int:
+    """Let torch compute with ``threads`` threads; by default with the cores we were allotted.
+
+    A smaller ``OMP_NUM_THREADS`` in the environment is respected. Returns the number in force.
+
+    Raises:
+        UsageError: ``CONFIG`` for fewer than one.
+    """
+    import torch
+
+    if threads is not None and threads < 1:
+        raise refusal("CONFIG", "the number of threads must be at least 1", field="threads", found=threads)
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    default = min(allotted_cores(), int(asked)) if asked.isdigit() and int(asked) > 0 else allotted_cores()
+    torch.set_num_threads(threads or default)
+    return torch.get_num_threads()
