@@ -1,0 +1,1 @@
+"""Raw data sets to training batches, and studies simulated from MR physics."""
