@@ -110,7 +110,7 @@ def ssim_map(
         raise ValueError(f"SSIM needs images of at least {WINDOW} pixels a side, got {found}")
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     moments = torch.stack((prediction, truth, prediction.square(), truth.square(), prediction * truth))
-    mean_p, mean_t, square_p, square_t, product = _gaussian(moments)
+    mean_p, mean_t, square_p, square_t, product = _gaussian(moments).unbind()
     spread = (square_p - mean_p.square()).clamp_min(0) + (square_t - mean_t.square()).clamp_min(0)
     shared = product - mean_p * mean_t
     top = (2 * mean_p * mean_t + c1) * (2 * shared + c2)
