@@ -158,6 +158,7 @@ class Manifest:
         parts = {
             "preparation": json.loads(self.preparation.to_json()),
             "splits": dict(self.splits),
+            "split_of": {row.subject: row.split for row in self.rows if row.status == "prepared"},
             "records": [record.as_dict() for record in self.records],
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

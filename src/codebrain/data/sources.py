@@ -153,30 +153,37 @@ def _search(root: Path) -> Found:
     table = _patient_table(root)
     subjects: list[SubjectFiles] = []
     passed: list[PassedOver] = []
-    for folder in _folders(root, _DEPTH):
-        parts = [part for part in folder.relative_to(root).parts if part != "anat"]
-        subject = "_".join(parts)
-        try:
-            files = find_files(folder)
-        except CodeBrainError as error:
-            passed.append(PassedOver(subject, "refused", error.code, error.message))
-            continue
-        if len(files) >= 2:
-            subjects.append(SubjectFiles(subject, table.get(subject) or patient_of(parts), files, root))
-        elif files:
-            passed.append(_too_few(subject, list(files)))
+    for one in _studies(root, root, _DEPTH):
+        if isinstance(one, PassedOver):
+            passed.append(one)
+        elif len(one.files) < 2:
+            passed.append(_too_few(one.subject, list(one.files)))
+        else:
+            subjects.append(replace(one, patient=table.get(one.subject) or one.patient))
     if not subjects and not passed:
         raise _nothing_found(root)
     return Found(tuple(subjects), tuple(passed))
 
 
-def _folders(folder: Path, depth: int) -> Iterator[Path]:
-    """Folders below ``folder``, sorted, hidden ones left out; the depth bounds loops of links."""
+def _studies(root: Path, folder: Path, depth: int) -> Iterator[SubjectFiles | PassedOver]:
+    """Study folders below ``folder``, in the order of names; nothing is looked for inside a study folder.
+
+    Hidden folders are left out; the depth bounds loops of links.
+    """
     for child in sorted(folder.iterdir()):
-        if child.is_dir() and not child.name.startswith("."):
-            yield child
-            if depth > 1:
-                yield from _folders(child, depth - 1)
+        if not child.is_dir() or child.name.startswith("."):
+            continue
+        parts = [part for part in child.relative_to(root).parts if part != "anat"]
+        subject = "_".join(parts)
+        try:
+            files = find_files(child)
+        except CodeBrainError as error:
+            yield PassedOver(subject, "refused", error.code, error.message)
+            continue
+        if files:
+            yield SubjectFiles(subject, patient_of(parts), files, root)
+        elif depth > 1:
+            yield from _studies(root, child, depth - 1)
 
 
 def _too_few(subject: str, modalities: list[Modality]) -> PassedOver:
