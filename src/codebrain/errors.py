@@ -4,7 +4,8 @@
 
     CodeBrainError                        exit   codes
     ├── UsageError                         2     CONFIG, MOD_UNKNOWN, MOD_DUPLICATE, MOD_NONE
-    ├── InputRefused                       3     IN_*, GEO_*, other MOD_*, DCM_*, BIDS_*, DATA_*, OOD, MODEL_DOMAIN
+    ├── InputRefused                       3     IN_*, GEO_*, other MOD_*, DCM_*, BIDS_*, DATA_*, OOD,
+    │                                              MODEL_DOMAIN
     ├── EnvironmentRefused                 4     OUT_*, ENV_*, LOCKED
     ├── ModelRefused                       5     CKPT_*
     ├── BatchIncomplete                    6     BATCH

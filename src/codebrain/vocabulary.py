@@ -43,11 +43,11 @@ class Modality(StrEnum):
 
 
 _ALIASES: dict[str, Modality] = {
-    **{name: Modality.T1 for name in ("t1", "t1w", "t1n")},
-    **{name: Modality.T2 for name in ("t2", "t2w")},
-    **{name: Modality.PD for name in ("pd", "pdw")},
-    **{name: Modality.FLAIR for name in ("flair", "t2f")},
-    **{name: Modality.T1GD for name in ("t1gd", "t1ce", "t1c", "t1post", "t1wks")},
+    **dict.fromkeys(("t1", "t1w", "t1n"), Modality.T1),
+    **dict.fromkeys(("t2", "t2w"), Modality.T2),
+    **dict.fromkeys(("pd", "pdw"), Modality.PD),
+    **dict.fromkeys(("flair", "t2f"), Modality.FLAIR),
+    **dict.fromkeys(("t1gd", "t1ce", "t1c", "t1post", "t1wks"), Modality.T1GD),
 }
 
 

@@ -95,7 +95,7 @@ def save_model(
 
 
 def load_model(folder: Path | str) -> ImputationModel:
-    """Read and check a model folder, or a bundled model by name; see :func:`codebrain.models._folder.load_model`."""
+    """Read a model folder, or a bundled model by name; see :func:`codebrain.models._folder.load_model`."""
     from codebrain.models import _folder
 
     return _folder.load_model(folder)

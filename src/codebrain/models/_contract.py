@@ -100,7 +100,8 @@ class ImputationModel(nn.Module, ABC):
 
     def validate(self, batch: Batch, *, stage: str) -> Float[Tensor, "b m h w"]:
         """The completed images by which a stage is judged; :meth:`forward` unless a stage ends earlier."""
-        return self(batch.incomplete, batch.present)
+        completed: Tensor = self(batch.incomplete, batch.present)
+        return completed
 
 
 @runtime_checkable

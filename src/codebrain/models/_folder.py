@@ -137,8 +137,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise refusal("CKPT_CORRUPT", f"this is not a model's config.json: {error}", file=path) from error
     if number != FORMAT:
-        raise refusal("CKPT_FORMAT", "written in another format", file=path, found=number, expected=FORMAT,
-                      hint="Update codebrain.")  # fmt: skip
+        raise refusal(
+            "CKPT_FORMAT",
+            "written in another format",
+            file=path,
+            found=number,
+            expected=FORMAT,
+            hint="Update codebrain.",
+        )
     return dict(config)
 
 
@@ -166,12 +172,23 @@ def _read_weights(path: Path, expected: str) -> bytes:
         raise refusal("CKPT_UNSAFE", "this is a pickle under another name", file=path, expected="safetensors")
     header = int.from_bytes(weights[:8], "little")
     if len(weights) < 8 or header > min(_HEADER_LIMIT, len(weights) - 8):
-        raise refusal("CKPT_CORRUPT", "this is not a safetensors file, or not all of it", file=path,
-                      found=f"{len(weights)} bytes")  # fmt: skip
+        raise refusal(
+            "CKPT_CORRUPT",
+            "this is not a safetensors file, or not all of it",
+            file=path,
+            found=f"{len(weights)} bytes",
+        )
     found = hashlib.sha256(weights).hexdigest()
     if found != expected:
-        raise refusal("CKPT_CORRUPT", "the weights are not the ones that config.json describes", file=path,
-                      field="SHA-256", found=found[:12], expected=expected[:12], hint="Copy the model again.")  # fmt: skip
+        raise refusal(
+            "CKPT_CORRUPT",
+            "the weights are not the ones that config.json describes",
+            file=path,
+            field="SHA-256",
+            found=found[:12],
+            expected=expected[:12],
+            hint="Copy the model again.",
+        )
     return weights
 
 
@@ -208,8 +225,14 @@ def _fill(model: ImputationModel, tensors: dict[str, Tensor], folder: Path) -> N
     names = sorted(wanted.keys() ^ tensors.keys())
     names += [name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape]
     if names:
-        raise refusal("CKPT_MISMATCH", f"{len(names)} tensors do not fit the architecture", file=folder,
-                      field=names[0], found=_shape(tensors, names[0]), expected=_shape(wanted, names[0]))  # fmt: skip
+        raise refusal(
+            "CKPT_MISMATCH",
+            f"{len(names)} tensors do not fit the architecture",
+            file=folder,
+            field=names[0],
+            found=_shape(tensors, names[0]),
+            expected=_shape(wanted, names[0]),
+        )
     for name, value in tensors.items():
         if not torch.isfinite(value).all():
             raise refusal(

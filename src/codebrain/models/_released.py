@@ -16,7 +16,6 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -87,8 +86,12 @@ def _refuse_unsafe(file: Path) -> None:
         raise refusal(code, "this is not an archive that torch.save wrote", file=file) from error
     strange = [name for name in imported if not _HARMLESS.fullmatch(name)]
     if strange or len(pickles) != 1:
-        raise refusal("CKPT_UNSAFE", "this checkpoint holds more than tensors and would run code when loaded",
-                      file=file, found=", ".join(strange[:3]) or f"{len(pickles)} pickles")  # fmt: skip
+        raise refusal(
+            "CKPT_UNSAFE",
+            "this checkpoint holds more than tensors and would run code when loaded",
+            file=file,
+            found=", ".join(strange[:3]) or f"{len(pickles)} pickles",
+        )
 
 
 def _imports(pickle: bytes) -> Iterator[str]:
@@ -115,7 +118,8 @@ def _unpickle_elsewhere(file: Path) -> dict[str, Tensor]:
         if done.returncode or not target.is_file():
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise refusal("CKPT_CORRUPT", f"torch cannot read this checkpoint: {reason}", file=file)
-        return load_file(target)
+        tensors: dict[str, Tensor] = load_file(target)
+        return tensors
 
 
 def _plain(name: str) -> str:
@@ -126,8 +130,12 @@ def _depth(file: Path, tensors: dict[str, Tensor]) -> int:
     found = [re.fullmatch(r"rec_model\.posterior_encoder\.down3\.(\d+)\.beta", name) for name in tensors]
     blocks = [int(match[1]) for match in found if match]
     if not blocks or not any(name.startswith("grad_model.") for name in tensors):
-        raise _mismatch(file, "this is not a checkpoint of both stages", found="no rec_model or no grad_model",
-                        hint="Give the file that the released train_grad.py wrote.")  # fmt: skip
+        raise _mismatch(
+            file,
+            "this is not a checkpoint of both stages",
+            found="no rec_model or no grad_model",
+            hint="Give the file that the released train_grad.py wrote.",
+        )
     return max(blocks)
 
 
@@ -135,16 +143,24 @@ def _check_sizes(
     file: Path, tensors: dict[str, Tensor], *, contrasts: int, modalities: ModalitySet, levels: Sequence[int]
 ) -> None:
     if contrasts != len(modalities):
-        raise _mismatch(file, "the checkpoint has another number of contrasts", found=contrasts,
-                        expected=f"{len(modalities)} ({modalities})")  # fmt: skip
+        raise _mismatch(
+            file,
+            "the checkpoint has another number of contrasts",
+            found=contrasts,
+            expected=f"{len(modalities)} ({modalities})",
+        )
     last = max(
         (n for n in tensors if n.startswith("prior_encoder.") and n.endswith("bias")), key=_stage_number
     )
     bits = tensors[last].numel()
     if bits != sum(levels) - len(levels):
-        raise _mismatch(file, "the grading head has other levels", found=f"{bits} bits",
-                        expected=f"{sum(levels) - len(levels)} for levels {tuple(levels)}",
-                        hint="Name them with --levels.")  # fmt: skip
+        raise _mismatch(
+            file,
+            "the grading head has other levels",
+            found=f"{bits} bits",
+            expected=f"{sum(levels) - len(levels)} for levels {tuple(levels)}",
+            hint="Name them with --levels.",
+        )
 
 
 def _stage_number(name: str) -> int:
@@ -152,9 +168,17 @@ def _stage_number(name: str) -> int:
 
 
 _BLOCK = {
-    "conv1": "expand1", "conv2": "depthwise", "conv3": "project1", "sca.1": "attention", "conv4": "expand2",
-    "conv5": "project2", "norm1": "norm1", "norm2": "norm2", "beta": "scale1", "gamma": "scale2",
-}  # fmt: skip
+    "conv1": "expand1",
+    "conv2": "depthwise",
+    "conv3": "project1",
+    "sca.1": "attention",
+    "conv4": "expand2",
+    "conv5": "project2",
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "beta": "scale1",
+    "gamma": "scale2",
+}
 
 
 def _rename(tensors: dict[str, Tensor], *, depth: int) -> Iterator[tuple[str, Tensor]]:

@@ -147,7 +147,8 @@ class CodeBrain(ImputationModel):
         """Stage I is judged by its reconstruction; stage II by imputation."""
         if stage == "reconstruction":
             return keep_present(self.reconstruct(batch.images, batch.present), batch.images, batch.present)
-        return self(batch.images, batch.present)
+        completed: Tensor = self(batch.images, batch.present)
+        return completed
 
     def _critic_loss(self, batch: Batch, candidate: Tensor) -> Loss:
         real = least_squares(self.critic(batch.images, batch.images), 1.0, batch.available)

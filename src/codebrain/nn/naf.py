@@ -2,8 +2,8 @@
 
 Source: Chen et al., "Simple Baselines for Image Restoration", ECCV 2022, arXiv 2204.04676, figure 4 and
 equations 4-6. Tensors are ``(b, h, w, c)``: a 1 x 1 convolution is then a matrix product and the layer norm
-runs over the last, contiguous axis, which is several times faster on a CPU than the published ``(b, c, h, w)``
-form and the same arithmetic.
+runs over the last, contiguous axis. That is several times faster on a CPU than the published
+``(b, c, h, w)`` form, and the same arithmetic.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution over ``(b, h, w, c)``; the permuted view is PyTorch's channels-last format, not a copy."""
+    """A convolution over ``(b, h, w, c)``: as a permuted view, PyTorch's channels-last format, no copy."""
 
     def forward(self, input: Float[Tensor, "b h w c"]) -> Float[Tensor, "b _h _w _c"]:  # noqa: A002
         return super().forward(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -46,7 +46,8 @@ class NafBlock(nn.Module):
         attended = gated * self.attention(gated.mean((1, 2), keepdim=True))
         features = features + self.project1(attended) * self.scale1
         gated = _gate(self.expand2(self.norm2(features)))
-        return features + self.project2(gated) * self.scale2
+        result: Tensor = features + self.project2(gated) * self.scale2
+        return result
 
 
 def _gate(features: Float[Tensor, "b h w c2"]) -> Float[Tensor, "b h w c"]:
@@ -108,4 +109,5 @@ class NafDecoder(nn.Module):
         self, code: Float[Tensor, "b hc wc c"], common: Float[Tensor, "b hc wc k"]
     ) -> Float[Tensor, "b m h w"]:
         fused = self.fuse(torch.cat([code.to(common.dtype), common], dim=-1))
-        return rearrange(self.stages(fused), "b h w m -> b m h w")
+        images: Tensor = rearrange(self.stages(fused), "b h w m -> b m h w")
+        return images

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 
 def split_channels(bits: Float[Tensor, "b h w n"], levels: Sequence[int]) -> list[Float[Tensor, "b h w _"]]:
     """The bits of each code channel, ``n = sum(L - 1)``."""
-    return list(bits.split([count - 1 for count in levels], dim=-1))
+    return list(torch.split(bits, [count - 1 for count in levels], dim=-1))
 
 
 def level_to_bits(level: Int[Tensor, "*b"], count: int) -> Float[Tensor, "*b n"]:
