@@ -31,8 +31,6 @@ import typer
 
 from codebrain.errors import CodeBrainError, refusal
 
-RESEARCH_USE_ONLY = "Research use only; not a medical device"
-
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 DeviceOption = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda[:N]", help="Where to compute.")]
 ThreadsOption = Annotated[

@@ -15,8 +15,9 @@ from typing import Annotated
 import typer
 
 from codebrain.app import commands
-from codebrain.app._common import RESEARCH_USE_ONLY, emit, report_error, say
+from codebrain.app._common import emit, report_error, say
 from codebrain.errors import refusal
+from codebrain.marks import RESEARCH_USE_ONLY
 
 _Complaint: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 """click's base error: typer carries a click of its own from 0.20 on, so it is found through typer."""

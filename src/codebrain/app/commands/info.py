@@ -10,7 +10,8 @@ from typing import Any
 
 import typer
 
-from codebrain.app._common import RESEARCH_USE_ONLY, DebugOption, JsonOption, emit, emit_json, run
+from codebrain.app._common import DebugOption, JsonOption, emit, emit_json, run
+from codebrain.marks import RESEARCH_USE_ONLY
 
 _PACKAGES = ("torch", "numpy", "scipy", "nibabel", "safetensors", "pydantic", "typer")
 _EXTRAS = {

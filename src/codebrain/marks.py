@@ -1,0 +1,19 @@
+"""The fixed sentences and words that keep synthetic and real scans apart."""
+
+from __future__ import annotations
+
+SYNTHETIC = "SYNTHETIC"
+"""Burned into every picture of an imputed image; first word of NIfTI ``descrip`` and ``intent_name``."""
+
+RESEARCH_USE_ONLY = "Research use only; not a medical device"
+
+ENHANCEMENT_UNKNOWN = (
+    "Enhancement cannot be known from other contrasts: an imputed T1Gd shows where enhancement would be "
+    "typical, not where it is. Do not use it to find, exclude or measure enhancing tissue."
+)
+"""Beside every imputed T1Gd, on screen and in every output."""
+
+DOUBT_MEANING = (
+    "Doubt of the predicted code: entropy of the predicted levels, 0 (certain) to 1 (every level equally "
+    "likely), not calibrated, and the same for all contrasts imputed in one study."
+)

@@ -1,0 +1,218 @@
+"""The folder that a run writes: checked before the work, filled all at once, finished by ``run.json``.
+
+A run writes into a hidden folder inside the output folder. Only when everything is there do the files take
+their names, one rename each, ``run.json`` last. A folder without ``run.json`` is therefore unfinished and may
+be redone; files of an older run stay byte for byte what they were until the new run is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from codebrain.errors import refusal
+from codebrain.imaging import safe_files
+from codebrain.vocabulary import Modality
+
+RUN_FILE = "run.json"
+RUN_SCHEMA_NAME = "codebrain run"
+RUN_SCHEMA = 1
+PREVIEW_FILE = "preview.png"
+REPORT_FILE = "report.html"
+FIGURES = "figures"
+
+_LONGEST_STEM = 255 - len("_FLAIR_uncertainty.nii.gz") - len(".tmp-4194304-01234567") - 1
+
+
+def image_name(stem: str, modality: Modality) -> str:
+    """File name of an imputed contrast."""
+    return f"{stem}_{modality}_imputed.nii.gz"
+
+
+def uncertainty_name(stem: str, modality: Modality) -> str:
+    """File name of the doubt beside an imputed contrast."""
+    return f"{stem}_{modality}_uncertainty.nii.gz"
+
+
+def sidecar_name(stem: str, modality: Modality) -> str:
+    """File name of the facts about an imputed contrast."""
+    return f"{stem}_{modality}_imputed.json"
+
+
+def check_stem(stem: str) -> str:
+    """The study's name, if files can be named after it.
+
+    Raises:
+        EnvironmentRefused: ``OUT_NAME`` for an empty, hidden, too long or path-like name.
+    """
+    plain = stem.strip() == stem and stem.isprintable() and not stem.startswith((".", "-"))
+    if not stem or not plain or "/" in stem or "\\" in stem or len(stem.encode()) > _LONGEST_STEM:
+        raise refusal(
+            "OUT_NAME",
+            "files cannot be named after this study name",
+            field="name",
+            found=repr(stem[:60]),
+            expected=f"1 to {_LONGEST_STEM} bytes, no slash, not starting with a dot or a dash",
+        )
+    return stem
+
+
+class RunFolder:
+    """An output folder for one run; use as a context manager around the whole run.
+
+    Args:
+        folder: made when it does not exist (its parent must), and removed again if the run leaves it empty.
+        overwrite: replace the results of an earlier, finished run.
+        inputs: files that must not be written to and whose folders stay free of synthetic images.
+        sources: folders that were given as raw data.
+        need_bytes: an upper estimate of what the run will write.
+
+    Raises:
+        EnvironmentRefused: ``OUT_CLOBBER``, ``OUT_EXISTS``, ``OUT_PERMISSION``, ``OUT_SPACE``, ``LOCKED``;
+            all on entering, before any work.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        overwrite: bool = False,
+        inputs: Iterable[Path] = (),
+        sources: Iterable[Path] = (),
+        need_bytes: int = 0,
+    ) -> None:
+        self.path = Path(folder)
+        self.overwrite = overwrite
+        self.inputs = tuple(Path(file) for file in inputs)
+        self.sources = tuple(Path(source) for source in sources)
+        self.need_bytes = need_bytes
+        self._exits = contextlib.ExitStack()
+
+    def __enter__(self) -> RunFolder:
+        with contextlib.ExitStack() as exits:
+            self._refuse_raw_data()
+            self._refuse_finished()
+            self._make(exits)
+            safe_files.sweep_temporaries(self.path)
+            exits.enter_context(safe_files.FolderLock(self.path))
+            self.refuse_full(self.need_bytes)
+            self._exits = exits.pop_all()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._exits.close()
+
+    def _refuse_raw_data(self) -> None:
+        """Real and synthetic scans stay apart: ``OUT_CLOBBER``."""
+        out = self.path.resolve()
+        homes = {file.resolve().parent for file in self.inputs}
+        inside = [source for source in self.sources if out.is_relative_to(source.resolve())]
+        if out in homes or inside or _inside_raw_bids(out):
+            raise refusal(
+                "OUT_CLOBBER",
+                "the output folder lies among the raw scans",
+                file=self.path,
+                hint="Choose a folder outside the data set, so that real and synthetic scans stay apart.",
+            )
+
+    def _refuse_finished(self) -> None:
+        if (self.path / RUN_FILE).exists() and not self.overwrite:
+            raise refusal(
+                "OUT_EXISTS",
+                "the output folder holds the results of an earlier run",
+                file=self.path,
+                hint="Give --overwrite to replace them, or choose another folder.",
+            )
+
+    def _make(self, exits: contextlib.ExitStack) -> None:
+        """Make the folder and prove that it can be written to."""
+        if self.path.exists() and not self.path.is_dir():
+            raise refusal("OUT_PERMISSION", "the output is a file", file=self.path, expected="a folder")
+        try:
+            if not self.path.exists():
+                self.path.mkdir()
+                exits.callback(self._remove_empty)
+            probe = self.path / safe_files.temporary_name("probe")
+            probe.mkdir()
+            probe.rmdir()
+        except OSError as error:
+            raise safe_files.output_refusal(error, self.path) from error
+
+    def _remove_empty(self) -> None:
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
+    def refuse_full(self, need_bytes: int) -> None:
+        """``OUT_SPACE`` when the file system has less room than ``need_bytes``."""
+        free = shutil.disk_usage(self.path).free
+        if free < need_bytes:
+            raise refusal(
+                "OUT_SPACE",
+                "there is not enough room for the results",
+                file=self.path,
+                found=f"{free / 2**20:.0f} MiB free",
+                expected=f"{need_bytes / 2**20:.0f} MiB",
+                hint="Free some space or choose another output folder.",
+            )
+
+    @contextlib.contextmanager
+    def staged(self) -> Iterator[Path]:
+        """A hidden folder to fill; on leaving without an error its files take their places.
+
+        ``run.json`` must be among them. When the body raises, nothing changes.
+        """
+        stage = self.path / safe_files.temporary_name("run")
+        try:
+            stage.mkdir()
+            yield stage
+            self._publish(stage)
+        except OSError as error:
+            raise safe_files.output_refusal(error, self.path) from error
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+    def _publish(self, stage: Path) -> None:
+        stale = _outputs(self.path) - _outputs(stage)
+        (self.path / RUN_FILE).unlink(missing_ok=True)
+        safe_files.fsync_path(self.path)
+        files = sorted(path.relative_to(stage) for path in stage.rglob("*") if path.is_file())
+        for name in sorted(files, key=lambda name: name == Path(RUN_FILE)):
+            target = self.path / name
+            target.parent.mkdir(exist_ok=True)
+            (stage / name).replace(target)
+        for name in stale:
+            (self.path / name).unlink(missing_ok=True)
+        safe_files.fsync_path(self.path)
+
+
+def _outputs(folder: Path) -> set[Path]:
+    """Files that ``run.json`` in ``folder`` says its run wrote; only plain names inside the folder count."""
+    try:
+        listed = json.loads((folder / RUN_FILE).read_text())["outputs"]
+        names = {Path(output["file"]) for output in listed}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    return {name for name in names if not name.is_absolute() and ".." not in name.parts}
+
+
+def _inside_raw_bids(folder: Path) -> bool:
+    """Whether the nearest data set around ``folder`` is a raw BIDS one."""
+    for place in (folder, *folder.parents):
+        description = place / "dataset_description.json"
+        if description.is_file():
+            kind = read_json(description).get("DatasetType", "raw")
+            return kind == "raw" and "derivatives" not in folder.relative_to(place).parts
+    return False
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """A JSON object, or an empty one when the file holds none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

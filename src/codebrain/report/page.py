@@ -1,0 +1,148 @@
+"""The page of one run: a single file without scripts or network, pictures inside, everything escaped."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from PIL import Image
+
+from codebrain import output
+from codebrain.errors import refusal
+from codebrain.imaging import safe_files
+from codebrain.marks import DOUBT_MEANING
+from codebrain.report.preview import colour_bar, png
+
+PICTURES_LIMIT = 2_000_000
+"""Bytes of PNG pictures above which they go into the page as JPEG, so that a page stays under 3 MB."""
+
+_HERE = Path(__file__).parent
+_STEP_NAMES = {
+    "read": "Reading and checking",
+    "prepare": "Alignment and preparation",
+    "model": "Model",
+    "restore": "Back to the scanner's grid",
+    "score": "Scoring",
+    "write": "Writing",
+}
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``report.html`` from ``run.json`` and the pictures in ``folder``.
+
+    Raises:
+        InputRefused: ``IN_FORMAT`` when the folder holds no finished run.
+    """
+    run = read_run(folder)
+    try:
+        page = render(run, {str(f["file"]): _picture(folder, str(f["file"])) for f in run["figures"]})
+    except (jinja2.UndefinedError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise _no_run(folder, f"run.json is not complete: {error}") from error
+    target = folder / output.REPORT_FILE
+    safe_files.write_text(target, page)
+    return target
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The record of the finished run in ``folder``.
+
+    Raises:
+        InputRefused: ``IN_FORMAT`` when there is none, or one that this version cannot read.
+    """
+    run = dict(output.read_json(folder / output.RUN_FILE))
+    if run.get("schema") != output.RUN_SCHEMA_NAME:
+        raise _no_run(folder, "no finished run is in this folder")
+    if run.get("schema_version") != output.RUN_SCHEMA:
+        raise _no_run(folder, f"run.json has schema version {run.get('schema_version')!r}")
+    return run
+
+
+def _no_run(folder: Path, sentence: str) -> Exception:
+    hint = "Give the folder that codebrain impute or codebrain demo wrote."
+    return refusal(
+        "IN_FORMAT", sentence, file=folder, expected=f"run.json, version {output.RUN_SCHEMA}", hint=hint
+    )
+
+
+def _picture(folder: Path, name: str) -> bytes:
+    """A picture of the run; only names inside the folder's figures count."""
+    path = folder / output.FIGURES / Path(name).name
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _no_run(folder, f"the picture {path.name} is missing") from error
+
+
+def render(run: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
+    """The page as HTML.
+
+    Args:
+        run: the run's record.
+        pictures: PNG files by the name they have in the record.
+    """
+    style = (_HERE / "style.css").read_text(encoding="utf-8")
+    heavy = sum(map(len, pictures.values())) > PICTURES_LIMIT
+    figures = [dict(f) | {"data": _data_uri(pictures[f["file"]], heavy)} for f in run["figures"]]
+    metrics = list(dict.fromkeys(row["metric"] for row in run["scores"]))
+    return _template().render(
+        run=dict(run) | {"inputs": [_with_movement(entry) for entry in run["inputs"]]},
+        style=Markup(style),
+        style_hash=_csp_hash(style),
+        figures=figures,
+        imputed=run["imputed"],
+        given=[entry["contrast"] for entry in run["inputs"] if entry["role"] == "given"],
+        scores=_score_table(run["scores"]),
+        metrics=metrics,
+        steps={_STEP_NAMES.get(k, k): f"{v:.1f} s" for k, v in run["seconds"].items()},
+        total_seconds=f"{sum(run['seconds'].values()):.1f} s",
+        peak_memory=f"{run['peak_memory_bytes'] / 2**30:.2f} GiB",
+        doubt_meaning=DOUBT_MEANING,
+        sentence=_sentence,
+        bar=_data_uri(png(colour_bar()), heavy=False),
+    )
+
+
+def _sentence(words: Sequence[str]) -> str:
+    """``A``, ``A and B`` or ``A, B and C``."""
+    return " and ".join([*filter(None, [", ".join(words[:-1])]), *words[-1:]])
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template("study.html.j2")
+
+
+def _csp_hash(style: str) -> Markup:
+    return Markup("sha256-" + base64.b64encode(hashlib.sha256(style.encode()).digest()).decode())
+
+
+def _data_uri(picture: bytes, heavy: bool) -> str:
+    kind = "png"
+    if heavy:
+        stream = io.BytesIO()
+        Image.open(io.BytesIO(picture)).convert("RGB").save(stream, "JPEG", quality=85)
+        picture, kind = stream.getvalue(), "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+
+
+def _with_movement(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An input with its registration in words."""
+    moved = entry.get("alignment") or {}
+    numbers = {"shift": moved.get("shift_mm"), "rotation": moved.get("rotation_deg")}
+    return dict(entry) | {key: "–" if value is None else f"{value:.1f}" for key, value in numbers.items()}
+
+
+def _score_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    table: dict[str, dict[str, str]] = {}
+    for row in rows:
+        digits = 2 if str(row["metric"]).startswith("PSNR") else 4
+        table.setdefault(str(row["contrast"]), {})[str(row["metric"])] = f"{row['value']:.{digits}f}"
+    return table

@@ -1,0 +1,209 @@
+"""What an imputation gives back: images in memory, and the files and records that are made of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel as nib
+import numpy as np
+from jaxtyping import Float
+
+import codebrain
+from codebrain import marks, output
+from codebrain.errors import Notice
+from codebrain.imaging import safe_files
+from codebrain.imaging.volume import Volume, volume_image, write_volume
+from codebrain.machine import peak_memory
+from codebrain.report.page import write_report
+from codebrain.report.preview import draw_panels, draw_preview, panel_titles, png, study_panels
+from codebrain.vocabulary import Modality
+
+Image = Float[np.ndarray, "i j k"]
+
+
+@dataclass(frozen=True)
+class IntensityScale:
+    """How the network's [0, 1] became the numbers in the file: ``value = unit value x value_at_one``.
+
+    Attributes:
+        unit: ``scanner`` (arbitrary scanner units) or ``unit`` ([0, 1]).
+        value_at_one: what 1 stands for.
+        source: where ``value_at_one`` comes from; an absent contrast has no range of its own.
+    """
+
+    unit: Literal["scanner", "unit"]
+    value_at_one: float
+    source: str
+
+
+@dataclass(frozen=True)
+class ImputedContrast:
+    """One imputed contrast on the reference grid.
+
+    Attributes:
+        modality: which contrast.
+        data: the image ``(i, j, k)``, float32, in the units that the sidecar names.
+        doubt: 0 .. 1 on the same grid (see :mod:`codebrain.uncertainty`), or None for models without grades.
+        reference: the input whose grid it is on.
+        sidecar: the facts that are written beside the file.
+    """
+
+    modality: Modality
+    data: Image
+    doubt: Image | None
+    reference: Volume
+    sidecar: Mapping[str, Any]
+
+    @property
+    def image(self) -> nib.Nifti1Image:
+        """The imputed image, marked SYNTHETIC in its header."""
+        return volume_image(self.data, like=self.reference, **self._marks(str(self.modality)))
+
+    @property
+    def uncertainty(self) -> nib.Nifti1Image | None:
+        """The doubt map, marked SYNTHETIC in its header."""
+        if self.doubt is None:
+            return None
+        return volume_image(self.doubt, like=self.reference, **self._marks("doubt"))
+
+    def write(self, folder: Path, stem: str) -> list[dict[str, str]]:
+        """Write image, doubt and sidecar into ``folder``; returns a row for the record of each."""
+        kinds = {output.image_name(stem, self.modality): "imputed image (SYNTHETIC)"}
+        image, doubt = folder / next(iter(kinds)), folder / output.uncertainty_name(stem, self.modality)
+        write_volume(image, self.data, like=self.reference, **self._marks(str(self.modality)))
+        if self.doubt is not None:
+            write_volume(doubt, self.doubt, like=self.reference, **self._marks("doubt"))
+            kinds[doubt.name] = "doubt of the predicted code"
+        sidecar = folder / output.sidecar_name(stem, self.modality)
+        safe_files.write_json(sidecar, self._full_sidecar(image.name, doubt.name))
+        kinds[sidecar.name] = "sidecar"
+        return [
+            {
+                "contrast": str(self.modality),
+                "file": name,
+                "kind": kind,
+                "sha256": safe_files.sha256_file(folder / name),
+            }
+            for name, kind in kinds.items()
+        ]
+
+    def _full_sidecar(self, image: str, doubt: str) -> dict[str, Any]:
+        if self.doubt is None:
+            shown: dict[str, Any] = {"File": None, "Reason": "The model does not grade its code."}
+        else:
+            shown = {"File": doubt, "Description": marks.DOUBT_MEANING}
+        return {"File": image, **self.sidecar, "Uncertainty": shown}
+
+    def _marks(self, what: str) -> dict[str, str]:
+        text = f"{marks.SYNTHETIC} {self.modality}"
+        text += " doubt" if what == "doubt" else ""
+        text += (
+            f", codebrain {codebrain.__version__}, model {self.sidecar['Model']['Name']}; research use only"
+        )
+        plain = text.encode("ascii", "replace").decode()
+        return {"description": plain[:79], "intent_name": f"{marks.SYNTHETIC} {what}"[:15]}
+
+
+@dataclass(frozen=True)
+class Imputation:
+    """A completed study.
+
+    Attributes:
+        name: the study's name; files are named after it.
+        contrasts: what was imputed; empty when nothing was missing.
+        given: the contrasts that the model saw, in [0, 1] on the reference grid, for the pictures.
+        unit: the imputed contrasts, likewise.
+        truth: withheld contrasts, likewise, when the imputation was evaluated.
+        record: the run: versions, device, inputs, model, seconds, warnings, scores.
+        notices: what was accepted with a warning.
+        focus: voxel through which the pictures are cut; by default the middle of the head.
+    """
+
+    name: str
+    contrasts: Mapping[Modality, ImputedContrast]
+    given: Mapping[Modality, Image]
+    unit: Mapping[Modality, Image]
+    truth: Mapping[Modality, Image]
+    record: Mapping[str, Any]
+    notices: tuple[Notice, ...] = ()
+    focus: tuple[int, int, int] | None = field(default=None, repr=False)
+
+    @property
+    def doubt(self) -> Image | None:
+        """The doubt of the predicted code, one map for all contrasts."""
+        return next((c.doubt for c in self.contrasts.values()), None)
+
+    def __getitem__(self, contrast: str | Modality) -> ImputedContrast:
+        return self.contrasts[Modality.parse(contrast)]
+
+    def __iter__(self) -> Iterator[Modality]:
+        return iter(self.contrasts)
+
+    def __len__(self) -> int:
+        return len(self.contrasts)
+
+    def save(
+        self, out: Path | str, *, overwrite: bool = False, command: Sequence[str] | None = None
+    ) -> list[Path]:
+        """Write images, doubt maps, sidecars, pictures, report and, last, ``run.json``; all or nothing.
+
+        Args:
+            out: the folder; made when it does not exist.
+            overwrite: replace the results of an earlier run.
+            command: the command line, for the record; folders are cut from its paths.
+
+        Returns:
+            The files written; none when nothing was imputed.
+
+        Raises:
+            EnvironmentRefused: ``OUT_EXISTS``, ``OUT_CLOBBER``, ``OUT_PERMISSION``, ``OUT_SPACE``,
+                ``LOCKED``.
+        """
+        if not self.contrasts:
+            return []
+        inputs = [c.reference.file for c in self.contrasts.values() if c.reference.file]
+        with output.RunFolder(out, overwrite=overwrite, inputs=inputs) as folder:
+            return self.write(folder, command=command)
+
+    def write(self, folder: output.RunFolder, *, command: Sequence[str] | None = None) -> list[Path]:
+        """As :meth:`save`, into a folder that was opened before the work."""
+        stem = output.check_stem(self.name)
+        begun = time.perf_counter()
+        with folder.staged() as stage:
+            written = [row for c in self.contrasts.values() for row in c.write(stage, stem)]
+            figures = self._draw(stage)
+            seconds = {**self.record["seconds"], "write": round(time.perf_counter() - begun, 2)}
+            run = {**self.record, "seconds": seconds, "peak_memory_bytes": peak_memory(), "outputs": written,
+                   "figures": figures, "command": shown_command(command)}  # fmt: skip
+            safe_files.write_json(stage / output.RUN_FILE, run)
+            write_report(stage)
+            names = sorted(path.relative_to(stage) for path in stage.rglob("*") if path.is_file())
+        return [folder.path / name for name in names]
+
+    def _draw(self, stage: Path) -> list[dict[str, str]]:
+        """Draw every picture into ``stage``; returns their rows for the record."""
+        panels = study_panels(self.given, self.unit, truth=self.truth, doubt=self.doubt)
+        affine = next(iter(self.contrasts.values())).reference.affine
+        pictures, titles = draw_panels(panels, affine, focus=self.focus), panel_titles(panels)
+        (stage / output.FIGURES).mkdir()
+        for name, picture in pictures.items():
+            safe_files.write_bytes(stage / output.FIGURES / name, png(picture))
+        safe_files.write_bytes(stage / output.PREVIEW_FILE, png(draw_preview(panels, pictures)))
+        return [
+            {
+                "file": f"{output.FIGURES}/{p.file}",
+                "contrast": str(p.contrast),
+                "role": p.role,
+                "title": titles[p.file],
+            }
+            for p in panels
+        ]
+
+
+def shown_command(command: Sequence[str] | None) -> list[str]:
+    """A command line for records: folders are cut from paths, because folder names may name a patient."""
+    return ["=".join(part.rsplit("/", 1)[-1] for part in word.split("=")) for word in command or ()]

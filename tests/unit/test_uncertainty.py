@@ -1,0 +1,45 @@
+"""The doubt is 0 for a certain code, 1 for an undecided one, and follows the levels' distribution."""
+
+from __future__ import annotations
+
+from math import log
+
+import pytest
+import torch
+
+from codebrain.uncertainty import Grades, code_doubt, code_entropy
+
+
+def test_certain_bits_have_no_doubt():
+    grades = [torch.tensor([1.0, 1.0, 0.0, 0.0]).reshape(1, 4, 1, 1).expand(1, 4, 2, 3)]
+    assert torch.equal(code_entropy(grades), torch.zeros(1, 2, 3))
+
+
+@pytest.mark.parametrize("levels", [2, 5, 8])
+def test_equally_likely_levels_have_full_doubt(levels):
+    bits = torch.tensor([1 - (j + 1) / levels for j in range(levels - 1)]).reshape(1, -1, 1, 1)
+    assert code_entropy([bits]).item() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_half_a_bit_between_two_of_three_levels_is_log_2_over_log_3():
+    bits = torch.tensor([1.0, 0.5]).reshape(1, 2, 1, 1)
+    assert code_entropy([bits]).item() == pytest.approx(log(2) / log(3), abs=1e-6)
+
+
+def test_channels_count_equally_whatever_their_number_of_levels():
+    certain, undecided = torch.ones(1, 7, 1, 1), torch.full((1, 1, 1, 1), 0.5)
+    assert code_entropy([certain, undecided]).item() == pytest.approx(0.5, abs=1e-6)
+
+
+def test_doubt_is_brought_to_the_size_of_the_slice():
+    bits = torch.full((2, 1, 3, 4), 0.5)
+    bits[:, :, :, :2] = 1.0
+    doubt = code_doubt([bits], (24, 32))
+    assert doubt.shape == (2, 24, 32)
+    assert doubt[0, 12, 0] == 0
+    assert doubt[0, 12, -1] == pytest.approx(1.0)
+    assert (doubt.diff(dim=-1) >= 0).all()
+
+
+def test_models_without_grades_are_told_apart():
+    assert not isinstance(torch.nn.Identity(), Grades)
