@@ -8,7 +8,6 @@ Clamping, putting slices back into their frame, and averaging are the caller's.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -48,7 +47,7 @@ def psnr(
 
     Source: Huynh-Thu & Ghanbari, Electronics Letters 44(13), 2008; the released code's per-slice use.
     """
-    error = _average((prediction - truth).square(), mask, per) / data_range**2
+    error = average((prediction - truth).square(), mask, per=per) / data_range**2
     return -10.0 * torch.log10(error.clamp_min(MSE_FLOOR))
 
 
@@ -66,7 +65,7 @@ def mae(
 
     Source: Willmott & Matsuura, Climate Research 30, 2005.
     """
-    return _average((prediction - truth).abs(), mask, per) / data_range
+    return average((prediction - truth).abs(), mask, per=per) / data_range
 
 
 def ssim(
@@ -89,7 +88,7 @@ def ssim(
 
     Source: Wang et al., IEEE Transactions on Image Processing 13(4), 2004, equation 13.
     """
-    return _average(ssim_map(prediction, truth, data_range=data_range), mask, per)
+    return average(ssim_map(prediction, truth, data_range=data_range), mask, per=per)
 
 
 def ssim_map(
@@ -134,7 +133,13 @@ def _gaussian(images: Tensor) -> Tensor:
     return flat.reshape(images.shape)
 
 
-def _average(values: Tensor, mask: Tensor | None, per: Unit) -> Tensor:
+def average(
+    values: Float[Tensor, "*batch h w"],
+    mask: Bool[Tensor, "*#batch h w"] | None = None,
+    *,
+    per: Unit = "slice",
+) -> Float[Tensor, "*units"]:
+    """Mean of a map per slice or volume, in the mask where there is one; NaN where the mask is empty."""
     axes = (-2, -1) if per == "slice" else (-3, -2, -1)
     if mask is None:
         return values.mean(axes)
@@ -143,15 +148,8 @@ def _average(values: Tensor, mask: Tensor | None, per: Unit) -> Tensor:
     return torch.where(mask, values, 0.0).sum(axes) / mask.sum(axes)
 
 
-Metric = Callable[..., Tensor]
-
-METRICS: dict[str, Metric] = {"PSNR": psnr, "SSIM": ssim, "MAE": mae}
-"""Every score of an evaluation, by the name it has in rows and tables."""
-
 PRINTED_SCALE: dict[str, float] = {"PSNR": 1.0, "SSIM": 100.0, "MAE": 1000.0}
 """What the paper's tables multiply a score with."""
-
-BETTER_HIGH: dict[str, bool] = {"PSNR": True, "SSIM": True, "MAE": False}
 
 PSNR_CAP_DB = -10.0 * math.log10(MSE_FLOOR)
 """PSNR of identical images."""
