@@ -23,7 +23,14 @@ from codebrain.benchmark import (
     summarise,
     tables,
 )
-from codebrain.benchmark.scoring import Subject, Wiring, full_frame, region_scores, suitable_patterns
+from codebrain.benchmark.scoring import (
+    Subject,
+    Wiring,
+    full_frame,
+    region_scores,
+    scored_slices,
+    suitable_patterns,
+)
 from codebrain.benchmark.summary import patterns_of
 from codebrain.data.slices import SliceStore
 from codebrain.errors import CodeBrainError
@@ -75,7 +82,7 @@ def test_cells_of_ixi_and_brats(tmp_path: Path, modalities: str, cells: int, one
 
 def test_scores_are_those_of_torchmetrics_on_whole_clamped_slices(store: SliceStore) -> None:
     rows = evaluate(rebuilder("T1,T2,FLAIR"), store)
-    record, stack = store.record("s02"), store.stack("s02")
+    record, stack = store.record("s02"), store.stack("s02")[1:]  # slice 0 is empty
     h, w = record.full_slice
     truth = np.zeros((len(stack), h, w), np.float32)
     top, left = record.offset
@@ -206,6 +213,19 @@ def test_middle_slices_and_progress(store: SliceStore) -> None:
     wiring = Wiring.of(rebuilder("T1,T2,FLAIR"), store.preparation)
     kept = Subject.read(store, "s00", wiring, middle=3).images
     assert torch.equal(kept, torch.from_numpy(store.stack("s00")[1:4]))
+
+
+def test_empty_slices_do_not_count(store: SliceStore) -> None:
+    assert scored_slices(store.record("s00")) == [1, 2, 3, 4]
+    assert scored_slices(store.record("s00"), 2) == [2, 3]
+    assert scored_slices(dataclasses.replace(store.record("s00"), foreground_pixels=(0, 3, 4, 300, 9))) == [
+        2,
+        3,
+        4,
+    ]
+    rows = evaluate(build_model("zeros", store.preparation.modalities), store)
+    assert {row.n_slices for row in rows} == {4}
+    assert max(row.value for row in rows if row.metric == "PSNR") < 30
 
 
 def test_full_frame_pads_and_cuts(store: SliceStore) -> None:

@@ -1,9 +1,12 @@
 """Every pattern of every patient through a model, scored per absent contrast.
 
 Protocol (the released code's): output clamped to [0, 1]; PSNR, SSIM and MAE of each 2-D slice with data
-range 1; mean over slices. All stored slices count (those inside the box around the foreground) unless
-``middle`` asks for the middle ones. Slices are put back into their full in-plane frame first, so that
-background counts as it does there. One subject is in memory at a time.
+range 1; mean over slices. Slices are put back into their full in-plane frame first, so that background
+counts as it does there. One subject is in memory at a time.
+
+Every stored slice counts of which the foreground covers at least 1 % (the rule by which slices are drawn for
+training), or the middle ones of those. An empty slice is imputed without error by anything: four of them
+among 125 slices of a study raised the mean PSNR of black images by 2.7 dB and of a regression by 2.1 dB.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from codebrain.benchmark.rows import REGIONS, Row
-from codebrain.data.slices import SliceStore, SubjectRecord
+from codebrain.data.slices import LEAST_FOREGROUND, SliceStore, SubjectRecord
 from codebrain.data.splits import Split
 from codebrain.errors import refusal
 from codebrain.metrics import average, mae, psnr, ssim_map
@@ -113,7 +116,7 @@ def evaluate(
         regions: which of :data:`~codebrain.benchmark.rows.REGIONS`.
         device: where the model runs.
         batch: slices that the model gets at a time.
-        middle: only the middle N stored slices of each subject, as the paper's 90 (IXI) and 80 (BraTS).
+        middle: only the middle N of these slices of each subject, as the paper's 90 (IXI) and 80 (BraTS).
         label: name in the rows; the model's own when absent.
         progress: ``progress(done, total, note)``, counting patterns of subjects.
 
@@ -128,7 +131,8 @@ def evaluate(
     wiring = Wiring.of(model, store.preparation)
     model = model.to(device).eval()
     work = [(name, chosen) for name in store.subjects(split)
-            if (chosen := suitable_patterns(patterns, store.record(name).available, wiring))]  # fmt: skip
+            if scored_slices(store.record(name))
+            and (chosen := suitable_patterns(patterns, store.record(name).available, wiring))]  # fmt: skip
     if not work:
         raise refusal(
             "DATA_CONTRASTS", f"no subject of {split} has contrasts for the patterns that were asked for",
@@ -187,9 +191,9 @@ class Subject:
         device: torch.device | str = "cpu",
         middle: int | None = None,
     ) -> Subject:
-        """Read the middle ``middle`` slices, or all."""
+        """Read the slices to score: those of :func:`scored_slices`."""
         record = store.record(name)
-        keep = _middle(record.shape[0], middle)
+        keep = scored_slices(record, middle)
         stack = torch.from_numpy(store.stack(name)[keep]).to(device)
         brain = torch.from_numpy(store.brain(name)[keep]).to(device)
         places = [wiring.store.index(m) for m in wiring.shared]
@@ -226,11 +230,14 @@ class Subject:
                 )  # fmt: skip
 
 
-def _middle(count: int, middle: int | None) -> slice:
-    if middle is None or middle >= count:
-        return slice(0, count)
-    first = (count - middle) // 2
-    return slice(first, first + middle)
+def scored_slices(record: SubjectRecord, middle: int | None = None) -> list[int]:
+    """Numbers of the slices with enough foreground, or of the middle ones among them."""
+    area = record.shape[2] * record.shape[3]
+    kept = [z for z, pixels in enumerate(record.foreground_pixels) if pixels >= LEAST_FOREGROUND * area]
+    if middle is None or middle >= len(kept):
+        return kept
+    first = (len(kept) - middle) // 2
+    return kept[first : first + middle]
 
 
 def full_frame(stored: Tensor, record: SubjectRecord) -> Tensor:

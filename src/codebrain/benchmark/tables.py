@@ -162,12 +162,11 @@ def notes(rows: Sequence[Row], *, split: str, middle: int | None = None) -> list
     """What a reader must know to compare the numbers with others."""
     patients, studies = (len({getattr(row, name) for row in rows}) for name in ("patient", "subject"))
     slices = sum({row.subject: row.n_slices for row in rows if row.region != "brain"}.values())
-    which = "all stored slices (those that meet the foreground)"
-    which = which if middle is None else f"the middle {middle} slices"
+    which = "all slices" if middle is None else f"the middle {middle} slices"
     cells = {model: _cells([row for row in rows if row.model == model]) for model in models_of(rows)}
     counted = ", ".join((_count(patients, "patient"), _count(studies, "study"), _count(slices, "slice")))
     lines = [
-        f"Split {split}: {counted}; {which} of each study.",
+        f"Split {split}: {counted}; {which} of each study of which the foreground covers at least 1 %.",
         "PSNR in dB, SSIM in %, MAE times 1000. 2-D slices in their full in-plane frame, output clamped to "
         "[0, 1], data range 1; SSIM with a Gaussian window of 11, sigma 1.5; identical images count as "
         f"{PSNR_CAP_DB:.0f} dB.",
