@@ -1,0 +1,1 @@
+"""Settings, the loop, its checkpoints and its log."""

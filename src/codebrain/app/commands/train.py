@@ -1,0 +1,113 @@
+"""``codebrain train``: all stages of a model, from a recipe and a slice store."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from codebrain.app._common import (
+    Advance,
+    DebugOption,
+    DeviceOption,
+    JsonOption,
+    QuietOption,
+    ThreadsOption,
+    VerboseOption,
+    emit,
+    emit_json,
+    progress,
+    run,
+    say,
+)
+
+_EVERY_SECONDS = 30.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command()
+    def train(
+        recipe: Annotated[str, typer.Argument(metavar="RECIPE|FILE.yaml", help="What to train.")],
+        data: Annotated[Path, typer.Option("--data", metavar="DST", help="A slice store made by prepare.")],
+        out: Annotated[Path, typer.Option("-o", "--out", metavar="RUN", help="Folder of the run.")],
+        overrides: Annotated[
+            list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a setting; repeatable.")
+        ] = None,
+        resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+        accept_changes: Annotated[
+            bool, typer.Option("--accept-changes", help="Resume with another configuration or data.")
+        ] = False,
+        device: DeviceOption = "auto",
+        threads: ThreadsOption = None,
+        as_json: JsonOption = False,
+        verbose: VerboseOption = 0,
+        quiet: QuietOption = False,
+        debug: DebugOption = False,
+    ) -> None:
+        """Train all stages of a model."""
+
+        def work() -> None:
+            _train(recipe, data, out, overrides or [], resume, accept_changes, device, threads, as_json, quiet)
+
+        run(work, as_json=as_json, debug=debug, verbose=max(verbose, 0 if quiet else 1), quiet=quiet)
+
+
+def _train(
+    recipe: str,
+    data: Path,
+    out: Path,
+    overrides: list[str],
+    resume: bool,
+    accept_changes: bool,
+    device: str,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from codebrain.training.config import load_config
+
+    config = load_config(recipe, overrides)
+
+    import torch
+
+    from codebrain.data.slices import SliceStore
+    from codebrain.training.loop import train
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    store = SliceStore.open(data)
+    with progress("training", quiet=quiet) as bar:
+        model = train(
+            config, store, out, device=device, resume=resume, accept_changes=accept_changes,
+            progress=_teller(bar, as_json=as_json, quiet=quiet),
+        )  # fmt: skip
+    if as_json:
+        emit_json({"model": str(model), "done": True})
+    else:
+        emit(f"{model}")
+
+
+def _teller(bar: Advance, *, as_json: bool, quiet: bool) -> Advance:
+    """The bar on a terminal; elsewhere a line now and then, with the time left."""
+    begun = last = time.monotonic()
+    first = -1
+
+    def tell(done: int, total: int, note: str) -> None:
+        nonlocal last, first
+        bar(done, total, note)
+        now = time.monotonic()
+        first = done if first < 0 else first
+        if bar.__name__ != "_no_bar" or now - last < _EVERY_SECONDS:
+            return
+        last = now
+        left = (now - begun) / max(done - first, 1) * (total - done) / 60
+        if as_json:
+            emit_json({"step": done, "steps": total, "note": note, "minutes_left": round(left, 1)})
+        elif not quiet:
+            say(f"step {done} of {total}, {note}, {left:.0f} min left")
+
+    return tell

@@ -1,0 +1,161 @@
+"""What a training run is: one frozen tree of settings, read from a recipe or a YAML file."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from codebrain.errors import refusal
+from codebrain.settings import parse_settings
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """AdamW for one player, and its learning rate over the stage.
+
+    Attributes:
+        lr: at the start.
+        lr_end: at the end of a cosine from ``lr``; ``None`` keeps ``lr`` constant.
+        betas: running means. (0.9, 0.9) is the released code's and NAFNet's: quicker to adapt than the usual
+            0.999, which matters for the short cosines of small runs.
+        weight_decay: decoupled.
+        warmup_steps: steps over which the rate rises from zero.
+    """
+
+    lr: float = 5e-4
+    lr_end: float | None = None
+    betas: tuple[float, float] = (0.9, 0.9)
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of a model.
+
+    Attributes:
+        steps: how many optimiser steps; or else ``epochs``.
+        epochs: passes over the training slices.
+        batch_size: slices per step, over all processes.
+        crop: edge of random square crops in pixels; ``None`` trains on whole slices.
+        optimisers: by player; a player that is not named gets the defaults.
+        clip: largest norm of a player's gradient; ``None`` leaves it.
+        validate_every: steps between validations; one always follows the last step.
+    """
+
+    steps: int | None = None
+    epochs: int | None = None
+    batch_size: int = 8
+    crop: int | None = None
+    optimisers: dict[str, OptimiserConfig] = field(default_factory=dict)
+    clip: float | None = None
+    validate_every: int = 1000
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole run.
+
+    Attributes:
+        model: a file of ``codebrain/models``.
+        settings: of the model; what is not named keeps the model's default.
+        stages: by name, for the stages that have players.
+        modalities: contrasts in channel order; ``None`` takes the slice store's.
+        seed: of all chance.
+        precision: ``fp32`` or ``bf16`` (autocast; weights and losses stay float32).
+        patterns: a pattern per ``sample`` or one per ``batch`` (the released code).
+        augmentation: see :mod:`codebrain.data.augment`.
+        sampling: draw ``slices`` evenly, or ``subjects`` evenly and then one of their slices.
+        validation_slices: at most this many, evenly spaced over the validation patients.
+        checkpoint_steps: at most this many steps are lost to a kill,
+        checkpoint_minutes: or this many minutes.
+    """
+
+    model: str
+    stages: dict[str, StageConfig] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    modalities: list[str] | None = None
+    seed: int = 1337
+    precision: Literal["fp32", "bf16"] = "fp32"
+    patterns: Literal["sample", "batch"] = "sample"
+    augmentation: str = "none"
+    sampling: Literal["slices", "subjects"] = "slices"
+    validation_slices: int = 64
+    checkpoint_steps: int = 500
+    checkpoint_minutes: float = 10.0
+
+    def to_yaml(self) -> str:
+        """The resolved whole, as written beside a run."""
+        return yaml.safe_dump(_plain(asdict(self)), sort_keys=False)
+
+
+def recipe_names() -> list[str]:
+    """The recipes in the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a recipe by name or a YAML file, with ``a.b=value`` overrides.
+
+    Raises:
+        UsageError: ``CONFIG`` for no such recipe, bad YAML (with its line), an unknown key or a wrong type.
+    """
+    path = _recipe_path(source)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        place = getattr(error, "problem_mark", None)
+        line = f"line {place.line + 1}" if place is not None else None
+        raise refusal(
+            "CONFIG", f"not readable as YAML: {' '.join(str(error).split())}", file=path, field=line
+        ) from error
+    if not isinstance(raw, Mapping):
+        raise refusal("CONFIG", "not a mapping of settings", file=path, found=type(raw).__name__)
+    tree = _plain(raw)
+    for override in overrides:
+        _override(tree, override)
+    return parse_settings(TrainConfig, tree, where=path.name)
+
+
+def _recipe_path(source: str | Path) -> Path:
+    bundled = RECIPES / f"{source}.yaml"
+    if bundled.is_file():
+        return bundled
+    path = Path(source)
+    if not path.is_file():
+        near = difflib.get_close_matches(str(source), recipe_names(), n=1)
+        raise refusal(
+            "CONFIG",
+            f"{str(source)!r} is neither a recipe nor a YAML file",
+            expected=", ".join(recipe_names()),
+            hint=f"Did you mean {near[0]}?" if near else None,
+        )
+    return path
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise refusal("CONFIG", "an override is written a.b=value", field="--set", found=text)
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise refusal("CONFIG", f"{parent} holds a value, not settings", field="--set", found=text)
+    try:
+        tree[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise refusal("CONFIG", "the value is not YAML", field="--set", found=text) from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,524 @@
+"""One loop for every model and stage.
+
+Gradients are averaged over processes by hand, in one flat bucket per player, instead of wrapping players for
+distributed training: the players of a step share one forward graph, which such wrappers do not see.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from codebrain import metrics
+from codebrain.data.slices import SliceStore
+from codebrain.errors import missing_extra, refusal
+from codebrain.faults import fault
+from codebrain.imaging import safe_files
+from codebrain.models import build_model, save_model
+from codebrain.models._contract import ImputationModel
+from codebrain.nn.batch import Batch
+from codebrain.training.batches import TrainingBatches, chance, leave_one_out, stacks
+from codebrain.training.checkpoint import Checkpoint, Checkpoints
+from codebrain.training.config import OptimiserConfig, StageConfig, TrainConfig
+from codebrain.training.log import RunLog
+from codebrain.vocabulary import ModalitySet
+
+_log = logging.getLogger(__name__)
+
+Advance = Callable[[int, int, str], None]
+
+
+@dataclass
+class Position:
+    """How far a run is; all that a checkpoint says besides tensors.
+
+    Attributes:
+        stage: number of the stage under way; the count of stages when all are done.
+        step: optimiser steps done in it.
+        best: highest validation PSNR of the stage in dB, and the step it was reached at.
+        scores: best validation PSNR of finished stages.
+        total: steps done in all stages, the checkpoint's name.
+    """
+
+    stage: int = 0
+    step: int = 0
+    best: float | None = None
+    best_step: int = 0
+    scores: dict[str, float] = field(default_factory=dict)
+    total: int = 0
+
+
+def train(
+    config: TrainConfig,
+    store: SliceStore,
+    run: Path,
+    *,
+    device: str = "auto",
+    resume: bool = False,
+    accept_changes: bool = False,
+    progress: Advance | None = None,
+) -> Path:
+    """Train every stage of a model and write its folder.
+
+    Args:
+        config: what to train.
+        store: prepared slices.
+        run: folder for configuration, log, checkpoints and ``model/``.
+        device: ``auto``, ``cpu`` or ``cuda[:N]``.
+        resume: go on from the newest checkpoint of ``run``.
+        accept_changes: resume although configuration or data changed.
+        progress: told (steps done, steps in all, a note).
+
+    Returns:
+        The model folder.
+
+    Raises:
+        TrainingDiverged: a loss or gradient was not finite; nothing was updated with it.
+        ModelRefused: ``CKPT_NONE`` nothing to resume, ``CKPT_MISMATCH`` other configuration or data.
+        EnvironmentRefused: ``OUT_EXISTS``, ``OUT_SPACE``, ``LOCKED``, ``ENV_EXTRA``, ``ENV_GPU``.
+    """
+    fabric = _fabric(config, device)
+    with _one_process(run, fabric, resume=resume):
+        trainer = _Trainer(config, store, run, fabric, progress)
+        trainer.restore(resume=resume, accept_changes=accept_changes)
+        with _Stop() as stop:
+            trainer.run_stages(stop)
+        return trainer.export()
+
+
+class _Trainer:
+    def __init__(
+        self, config: TrainConfig, store: SliceStore, run: Path, fabric: Any, progress: Advance | None
+    ) -> None:
+        self.config, self.store, self.run, self.fabric = config, store, run, fabric
+        self.modalities = ModalitySet.parse(config.modalities or list(store.preparation.modalities))
+        torch.manual_seed(config.seed)
+        self.model = build_model(config.model, self.modalities, config.settings).to(fabric.device)
+        _refuse_unknown_stages(config, self.model)
+        self.batches = [self._batches(number) for number in range(len(self.model.stages))]
+        self.length = [
+            b.steps if self.model.players(stage) else 0
+            for stage, b in zip(self.model.stages, self.batches, strict=True)
+        ]
+        self.position = Position()
+        self.checkpoints = Checkpoints(run / "checkpoints")
+        self.log = RunLog(run) if fabric.is_global_zero else None
+        self.progress = progress
+        self._saved_at = time.monotonic()
+
+    # --- stages ---
+
+    def run_stages(self, stop: _Stop) -> None:
+        """Every stage that is not done yet."""
+        while self.position.stage < len(self.model.stages):
+            stage = self.model.stages[self.position.stage]
+            fault("stage.start")
+            if self.model.players(stage):
+                self._run_stage(stage, stop)
+            else:
+                self.model.fit(self.batches[self.position.stage].whole())
+            self._end_stage(stage)
+
+    def _run_stage(self, stage: str, stop: _Stop) -> None:
+        number, settings = self.position.stage, self._settings(stage)
+        batches, steps = self.batches[number], self.length[number]
+        players = self.model.players(stage)
+        optimisers = self._optimisers(stage, players)
+        while self.position.step < steps:
+            step = self.position.step
+            record = self._step(stage, settings, players, optimisers, batches.batch(step), steps)
+            fault("step.before_counter")
+            self.position.step, self.position.total = step + 1, self.position.total + 1
+            self._write_log({"stage": stage, "step": step + 1, **record})
+            if (step + 1) % settings.validate_every == 0 or step + 1 == steps:
+                self._validate(stage)
+            if (step + 1) * settings.batch_size % max(batches.slices, 1) < settings.batch_size:
+                fault("epoch.end")
+            if stop.number or self._due(step + 1 == steps):
+                self._save(optimisers)
+                stop.obey()
+            self._tell(stage, record)
+
+    def _step(
+        self,
+        stage: str,
+        settings: StageConfig,
+        players: Mapping[str, nn.Module],
+        optimisers: Mapping[str, torch.optim.Optimizer],
+        batch: Batch,
+        steps: int,
+    ) -> dict[str, float]:
+        """One optimiser step of every player; nothing is updated with a number that is not finite."""
+        step, device = self.position.step, self.fabric.device
+        batch = Batch(batch.images.to(device), batch.available.to(device), batch.present.to(device), batch.ids)
+        _, generator = chance(self.config.seed, self.position.stage, step, self.fabric.global_rank, 1)
+        torch.manual_seed(generator.initial_seed())  # models with dropout draw from the global generator
+        fault("step.after_fetch")
+        self.model.train()
+        record: dict[str, float] = {}
+        with self.fabric.autocast():
+            shared = self.model.share(batch, stage=stage, generator=generator)
+        for name, module in players.items():
+            with self.fabric.autocast():
+                loss = self.model.loss(name, batch, shared, stage=stage, progress=step / steps)
+            parameters = [p for p in module.parameters() if p.requires_grad]
+            # grad(), not backward(): the generator's loss passes through the critic without filling its gradients.
+            gradients = torch.autograd.grad(loss.total, parameters, allow_unused=True)
+            norm = self._apply(parameters, gradients)
+            self._refuse_nonfinite(loss.total, norm, stage=stage, player=name, ids=batch.ids)
+            optimiser = optimisers[name]
+            rate = learning_rate(self._optimiser_config(stage, name), step, steps)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            if settings.clip is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            record |= {name: loss.total.item(), f"{name} gradient": norm, f"{name} rate": rate}
+            record |= {part: value.item() for part, value in loss.parts.items()}
+            fault("step.between_players")
+        fault("step.after_players")
+        return record
+
+    def _apply(self, parameters: list[nn.Parameter], gradients: tuple[Tensor | None, ...]) -> float:
+        """Set the gradients, averaged over processes, and return their norm."""
+        known = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
+        flat = torch.cat([gradient.reshape(-1) for _, gradient in known])
+        if fault("step.gradient"):
+            flat[0] = math.nan
+        if self.fabric.world_size > 1:
+            flat = self.fabric.all_reduce(flat, reduce_op="mean")
+        for (parameter, _), part in zip(known, torch.split(flat, [g.numel() for _, g in known]), strict=True):
+            parameter.grad = part.view_as(parameter)
+        return float(flat.norm())
+
+    def _refuse_nonfinite(self, loss: Tensor, norm: float, *, stage: str, player: str, ids: tuple[str, ...]) -> None:
+        if math.isfinite(norm) and math.isfinite(loss.item()):
+            return
+        raise refusal(
+            "DIVERGED",
+            f"stage {stage}, step {self.position.step + 1}: the {player}'s loss or gradient is not finite; "
+            f"nothing was updated with it. The batch was {', '.join(ids)}",
+            found=f"loss {loss.item():g}, gradient norm {norm:g}",
+            hint="Look at these slices, or lower the learning rate; --resume goes on from the last checkpoint.",
+        )
+
+    def _validate(self, stage: str) -> None:
+        """Mean PSNR over slices, leave-one-out patterns and absent contrasts; the best weights are kept."""
+        if not self.store.counts()["val"]:
+            return
+        self.model.eval()
+        score = validation_psnr(
+            self.model, self.store, stage=stage, most=self.config.validation_slices, device=self.fabric.device
+        )
+        self._write_log({"stage": stage, "step": self.position.step, "validation_psnr": score})
+        if self.position.best is None or score > self.position.best:
+            fault("best.update")
+            self.position.best, self.position.best_step = score, self.position.step
+            if self.fabric.is_global_zero:
+                self.checkpoints.commit(f"best-{stage}", self.model.state_dict(), {}, {"psnr": score})
+
+    def _end_stage(self, stage: str) -> None:
+        """Go on with the best weights of the stage, if validation chose some, and commit that."""
+        if self.position.best is not None:
+            _log.info("%s: best validation %.2f dB at step %d", stage, self.position.best, self.position.best_step)
+            best = self.checkpoints.read(self.checkpoints.folder / f"best-{stage}")
+            self.model.load_state_dict(best.model)
+            self.position.scores[stage] = self.position.best
+        elif self.model.players(stage):
+            _log.info("%s: no validation patients, so the last step is the result", stage)
+        self.position = Position(self.position.stage + 1, scores=self.position.scores, total=self.position.total + 1)
+        self._save({})
+
+    # --- state ---
+
+    def restore(self, *, resume: bool, accept_changes: bool) -> None:
+        """Start, or go on where the newest good checkpoint was written."""
+        self._resumed: Checkpoint | None = None
+        if not resume:
+            safe_files.write_text(self.run / "config.yaml", self.config.to_yaml())
+            return
+        found = self.checkpoints.latest()
+        if found is None:
+            raise refusal(
+                "CKPT_NONE",
+                "there is no checkpoint to resume from",
+                file=self.run,
+                hint="Leave out --resume to start.",
+            )
+        _refuse_changes(found, self._hashes(), accept=accept_changes)
+        self.model.load_state_dict({name: value.to(self.fabric.device) for name, value in found.model.items()})
+        self.position = Position(**found.state["position"])
+        if self.log is not None:
+            self.log.cut(found.state["log_bytes"])
+        self._resumed = found
+        _log.info("resuming from %s, the newest checkpoint that verifies", found.path.name)
+
+    def _save(self, optimisers: Mapping[str, torch.optim.Optimizer]) -> None:
+        self._saved_at = time.monotonic()
+        if self.log is None:
+            return
+        optim = {
+            f"{player}/{index}/{quantity}": value
+            for player, optimiser in optimisers.items()
+            for index, quantities in optimiser.state_dict()["state"].items()
+            for quantity, value in quantities.items()
+        }
+        state = {"position": vars(self.position), "log_bytes": self.log.bytes(), **self._hashes()}
+        try:
+            self.checkpoints.commit(f"step-{self.position.total:09d}", self.model.state_dict(), optim, state)
+        except Exception:
+            if not self.checkpoints.paths() or self._failures > 1:
+                raise
+            self._failures += 1
+            _log.exception("a checkpoint could not be written; going on, the older one is kept")
+        else:
+            self._failures = 0
+
+    _failures = 0
+
+    def _optimisers(self, stage: str, players: Mapping[str, nn.Module]) -> dict[str, torch.optim.Optimizer]:
+        made: dict[str, torch.optim.Optimizer] = {}
+        for name, module in players.items():
+            settings = self._optimiser_config(stage, name)
+            made[name] = torch.optim.AdamW(
+                [p for p in module.parameters() if p.requires_grad],
+                lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay,
+            )  # fmt: skip
+        if self._resumed is not None and self._resumed.optim:
+            for name, optimiser in made.items():
+                _restore_optimiser(optimiser, name, self._resumed.optim)
+        self._resumed = None
+        return made
+
+    def export(self) -> Path:
+        """Write the model folder of a finished run."""
+        folder = self.run / "model"
+        if self.fabric.is_global_zero:
+            fault("stage.export")
+            preparation = self.store.preparation
+            if tuple(preparation.modalities) != tuple(self.modalities):
+                from dataclasses import replace
+
+                preparation = replace(preparation, modalities=self.modalities)
+            scores = {"validation_psnr_db": self.position.scores, "data_fingerprint": self.store.fingerprint}
+            save_model(self.model.eval(), folder, preparation=preparation, metrics=scores, card=self._card())
+        return folder
+
+    def _card(self) -> str:
+        patients = sorted({self.store.patient(name) for name in self.store.subjects("train")})
+        scores = ", ".join(f"{stage} {score:.2f} dB" for stage, score in self.position.scores.items())
+        return (
+            f"# {self.config.model}\n\nContrasts, in channel order: {self.modalities}.\n\n"
+            f"Trained on {len(patients)} patients: {', '.join(patients[:20])}{' ...' if len(patients) > 20 else ''}.\n"
+            f"Validation PSNR (leave-one-out patterns): {scores or 'no validation patients'}.\n\n"
+            "Research use only; not a medical device. Output images are SYNTHETIC.\n\n"
+            f"Settings:\n\n```yaml\n{self.config.to_yaml()}```\n"
+        )
+
+    # --- small things ---
+
+    def _batches(self, number: int) -> TrainingBatches:
+        stage = self._settings(self.model.stages[number])
+        rank, world = self.fabric.global_rank, self.fabric.world_size
+        return TrainingBatches(self.store, self.config, stage, number, self.modalities, rank, world)
+
+    def _settings(self, stage: str) -> StageConfig:
+        return self.config.stages.get(stage, StageConfig())
+
+    def _optimiser_config(self, stage: str, player: str) -> OptimiserConfig:
+        return self._settings(stage).optimisers.get(player, OptimiserConfig())
+
+    def _hashes(self) -> dict[str, Any]:
+        return {"config": json.loads(json.dumps(vars_of(self.config))), "data": self.store.fingerprint}
+
+    def _due(self, last: bool) -> bool:
+        minutes = (time.monotonic() - self._saved_at) / 60
+        return (
+            last or self.position.step % self.config.checkpoint_steps == 0 or minutes >= self.config.checkpoint_minutes
+        )
+
+    def _write_log(self, record: Mapping[str, Any]) -> None:
+        if self.log is not None:
+            self.log.write(record, total=self.position.total)
+
+    def _tell(self, stage: str, record: Mapping[str, float]) -> None:
+        if self.progress is not None and self.fabric.is_global_zero:
+            shown = record.get("psnr_absent", record.get("accuracy"))
+            self.progress(self.position.total, sum(self.length), stage if shown is None else f"{stage} {shown:.2f}")
+
+
+@torch.no_grad()
+def validation_psnr(
+    model: ImputationModel, store: SliceStore, *, stage: str, most: int | None = None, device: Any = "cpu"
+) -> float:
+    """Mean PSNR in dB of absent contrasts over validation slices and their leave-one-out patterns."""
+    scores = []
+    for images, available, ids in stacks(store, "val", model.modalities, most=most):
+        for present in leave_one_out(available):
+            batch = Batch(images.to(device), available.to(device), present.to(device), ids)
+            completed = model.validate(batch, stage=stage).clamp(0, 1)
+            scores.append(metrics.psnr(completed, batch.images)[batch.absent].cpu())
+            fault("val.mid")
+    return float(torch.cat(scores).mean())
+
+
+def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
+    """The rate of a step: warm-up, then constant or a cosine to ``lr_end``.
+
+    Source: Loshchilov & Hutter, "SGDR", ICLR 2017, equation 5, one period.
+    """
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.lr_end is None:
+        return config.lr
+    done = (step - config.warmup_steps) / max(steps - config.warmup_steps, 1)
+    return config.lr_end + (config.lr - config.lr_end) * (1 + math.cos(math.pi * done)) / 2
+
+
+def vars_of(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as plain data."""
+    import yaml
+
+    plain: dict[str, Any] = yaml.safe_load(config.to_yaml())
+    return plain
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over all weights; equal for bitwise equal models."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _restore_optimiser(optimiser: torch.optim.Optimizer, player: str, tensors: Mapping[str, Tensor]) -> None:
+    content = optimiser.state_dict()
+    for name, value in tensors.items():
+        owner, index, quantity = name.rsplit("/", 2)
+        if owner == player:
+            content["state"].setdefault(int(index), {})[quantity] = value
+    optimiser.load_state_dict(content)
+
+
+def _refuse_unknown_stages(config: TrainConfig, model: ImputationModel) -> None:
+    for name, stage in config.stages.items():
+        known = set(model.players(name)) if name in model.stages else set()
+        stray = sorted(set(stage.optimisers) - known) if name in model.stages else [name]
+        if stray:
+            raise refusal(
+                "CONFIG", f"{config.model} has no {stray[0]!r}", field=f"stages.{name}",
+                expected=", ".join(sorted(known) or model.stages),
+            )  # fmt: skip
+
+
+def _refuse_changes(found: Checkpoint, now: Mapping[str, Any], *, accept: bool) -> None:
+    before = found.state
+    changes = [
+        f"{key}: {before['config'].get(key)!r} is now {value!r}"
+        for key, value in now["config"].items()
+        if before["config"].get(key) != value
+    ]
+    if before["data"] != now["data"]:
+        changes.append("the training data are others (fingerprint)")
+    if not changes:
+        return
+    if not accept:
+        raise refusal("CKPT_MISMATCH", "configuration or data changed since this run: " + "; ".join(changes),
+                      file=found.path.parent.parent, hint="Use --accept-changes to go on all the same.")  # fmt: skip
+    _log.warning("going on with changes: %s", "; ".join(changes))
+
+
+def _fabric(config: TrainConfig, device: str) -> Any:
+    try:
+        from lightning_fabric import Fabric
+    except ImportError as error:
+        raise missing_extra("lightning-fabric", "train", "Training") from error
+    wants_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise refusal(
+            "ENV_GPU", "no CUDA device is available", field="--device", found=device, hint="Use --device cpu."
+        )
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    number = [int(device.partition(":")[2])] if ":" in device else local
+    fabric = Fabric(
+        accelerator="cuda" if wants_gpu else "cpu",
+        devices=number if wants_gpu else local,
+        num_nodes=int(os.environ.get("WORLD_SIZE", "1")) // local,
+        strategy="ddp" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "auto",
+        precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+    )
+    fabric.launch()
+    return fabric
+
+
+@contextmanager
+def _one_process(run: Path, fabric: Any, *, resume: bool) -> Iterator[None]:
+    """The run's folder, ours alone; the other processes of a distributed run wait for the first."""
+    if not fabric.is_global_zero:
+        fabric.barrier()
+        yield
+        return
+    if not resume and run.exists() and any(run.iterdir()):
+        raise refusal(
+            "OUT_EXISTS",
+            "there is a run here already",
+            file=run,
+            hint="Use --resume to go on, or another folder.",
+        )
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise safe_files.output_refusal(error, run) from error
+    fault("lock.acquire")
+    with safe_files.FolderLock(run) as lock:
+        for notice in lock.notices:
+            _log.warning("%s", notice.message)
+        safe_files.sweep_temporaries(run)
+        fabric.barrier()
+        yield
+        fault("lock.release")
+
+
+class _Stop:
+    """SIGTERM and SIGINT wait for the step to end; a second one does not."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Stop:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {n: signal.signal(n, self._note) for n in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _note(self, number: int, _: object) -> None:
+        self.number = number
+        signal.signal(number, self._before[number])
+
+    def obey(self) -> None:
+        """Hand the signal on, now that nothing would be lost."""
+        if self.number:
+            _log.info("stopping after step as asked; --resume goes on from here")
+            number = self.number
+            self.__exit__()
+            signal.raise_signal(number)
