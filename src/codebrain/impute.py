@@ -25,7 +25,7 @@ from codebrain.imaging.intensity import fit_normalisation
 from codebrain.imaging.prepared import PreparedStudy, prepare_study
 from codebrain.imaging.study import Study
 from codebrain.machine import choose_device, set_threads
-from codebrain.metrics import METRICS
+from codebrain.metrics import mae, psnr, ssim
 from codebrain.models import load_model
 from codebrain.models._contract import ImputationModel
 from codebrain.plan import Plan, plan_study
@@ -36,6 +36,8 @@ from codebrain.vocabulary import Modality, ModalitySet
 
 SLICES_AT_ONCE = 4
 """Slices per forward pass: memory stays flat, and on two cores larger batches were not faster."""
+
+_METRICS = {"PSNR": psnr, "SSIM": ssim, "MAE": mae}
 
 Advance = Callable[[int, int, str], None]
 Stack = Float[np.ndarray, "n h w"]
@@ -85,9 +87,7 @@ class Imputer:
         """
         if precision not in ("auto", "fp32", "bf16"):
             expected = "auto, fp32 or bf16"
-            raise refusal(
-                "CONFIG", "no such precision", field="precision", found=precision, expected=expected
-            )
+            raise refusal("CONFIG", "no such precision", field="precision", found=precision, expected=expected)
         place = choose_device(device)
         set_threads(threads)
         return cls(load_model(source), device=place, precision="bf16" if precision == "bf16" else "fp32")
@@ -201,9 +201,7 @@ class Imputer:
             completed = self.model(images, present)
             grades = self.model.grades(images, present) if isinstance(self.model, Grades) else None
         if not torch.isfinite(completed).all():
-            raise refusal(
-                "CKPT_NONFINITE", "the model computed values that are not finite", file=self.model.name
-            )
+            raise refusal("CKPT_NONFINITE", "the model computed values that are not finite", file=self.model.name)
         height, width = images.shape[-2:]
         return completed.float().cpu(), None if grades is None else code_doubt(grades, (height, width)).cpu()
 
@@ -271,7 +269,7 @@ def score_rows(modality: Modality, imputed: Stack, truth: Stack) -> list[dict[st
             "value": float(metric(*pair).mean()),
             "slices": len(imputed),
         }
-        for name, metric in METRICS.items()
+        for name, metric in _METRICS.items()
     ]
 
 

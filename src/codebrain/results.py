@@ -101,9 +101,7 @@ class ImputedContrast:
     def _marks(self, what: str) -> dict[str, str]:
         text = f"{marks.SYNTHETIC} {self.modality}"
         text += " doubt" if what == "doubt" else ""
-        text += (
-            f", codebrain {codebrain.__version__}, model {self.sidecar['Model']['Name']}; research use only"
-        )
+        text += f", codebrain {codebrain.__version__}, model {self.sidecar['Model']['Name']}; research use only"
         plain = text.encode("ascii", "replace").decode()
         return {"description": plain[:79], "intent_name": f"{marks.SYNTHETIC} {what}"[:15]}
 
@@ -146,9 +144,7 @@ class Imputation:
     def __len__(self) -> int:
         return len(self.contrasts)
 
-    def save(
-        self, out: Path | str, *, overwrite: bool = False, command: Sequence[str] | None = None
-    ) -> list[Path]:
+    def save(self, out: Path | str, *, overwrite: bool = False, command: Sequence[str] | None = None) -> list[Path]:
         """Write images, doubt maps, sidecars, pictures, report and, last, ``run.json``; all or nothing.
 
         Args:
@@ -206,4 +202,4 @@ class Imputation:
 
 def shown_command(command: Sequence[str] | None) -> list[str]:
     """A command line for records: folders are cut from paths, because folder names may name a patient."""
-    return ["=".join(part.rsplit("/", 1)[-1] for part in word.split("=")) for word in command or ()]
+    return ["=".join(part.rstrip("/").rsplit("/", 1)[-1] for part in word.split("=")) for word in command or ()]

@@ -65,9 +65,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 def _no_run(folder: Path, sentence: str) -> Exception:
     hint = "Give the folder that codebrain impute or codebrain demo wrote."
-    return refusal(
-        "IN_FORMAT", sentence, file=folder, expected=f"run.json, version {output.RUN_SCHEMA}", hint=hint
-    )
+    return refusal("IN_FORMAT", sentence, file=folder, expected=f"run.json, version {output.RUN_SCHEMA}", hint=hint)
 
 
 def _picture(folder: Path, name: str) -> bytes:
