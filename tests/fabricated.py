@@ -1,4 +1,4 @@
-"""A slice store made of random numbers, in milliseconds and without image files."""
+"""Slice stores and studies made of numbers, in milliseconds and without scans."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 
-from codebrain.data.slices import Manifest, SliceStore, SubjectRecord, SubjectRow, scale_of
+from codebrain.data.manifest import Manifest, SubjectRecord, SubjectRow, scale_of
+from codebrain.data.slices import SliceStore
 from codebrain.data.splits import split_patients
 from codebrain.imaging.safe_files import sha256_bytes
 from codebrain.vocabulary import ModalitySet, Preparation
@@ -48,9 +50,7 @@ def fabricate_store(
             preparation.modalities, intensity_scale=scale_of(records, preparation.modalities.members)
         ),
         splits=splits.as_dict(),
-        rows=tuple(
-            SubjectRow(r.subject, r.patient, "prepared", split=splits.of_subject[r.subject]) for r in records
-        ),
+        rows=tuple(SubjectRow(r.subject, r.patient, "prepared", split=splits.of_subject[r.subject]) for r in records),
         records=tuple(records),
         created_by="tests",
     )
@@ -85,3 +85,40 @@ def _bytes(array: np.ndarray) -> bytes:
     stream = io.BytesIO()
     np.save(stream, array)
     return stream.getvalue()
+
+
+def fabricate_study(
+    folder: Path,
+    contrasts: Sequence[str] = ("T1", "T2", "FLAIR"),
+    *,
+    seed: int = 0,
+    shape: tuple[int, int, int] = (24, 28, 20),
+    spacing: float = 6.0,
+    shift: Mapping[str, float] | None = None,
+) -> Path:
+    """Write a tiny skull-stripped study: an ellipsoid with a bright ball at its front, right and top (RAS).
+
+    Args:
+        folder: made; files are ``<contrast>.nii.gz``.
+        contrasts: file names.
+        seed: of the texture.
+        shape, spacing: of the grid, voxels and mm.
+        shift: mm by which a contrast's grid lies further up.
+    """
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    inside = sum(axis**2 for axis in axes) < 0.8
+    ball = sum((axis - 0.45) ** 2 for axis in axes) < 0.04
+    base = 0.5 + 0.2 * np.sin(3 * axes[0] + seed) * np.cos(4 * axes[1]) + rng.normal(0, 0.02, shape)
+    for number, name in enumerate(contrasts):
+        data = ((base if number % 2 == 0 else 1.1 - base) + 0.4 * ball) * inside * (100 + 50 * number)
+        affine = np.diag([spacing, spacing, spacing, 1.0])
+        affine[:3, 3] = -spacing * (np.array(shape) - 1) / 2
+        affine[2, 3] += (shift or {}).get(name, 0.0)
+        image = nib.Nifti1Image(data.astype(np.float32), affine)
+        image.header.set_xyzt_units("mm")
+        image.set_sform(affine, 1)
+        image.set_qform(affine, 1)
+        nib.save(image, folder / f"{name}.nii.gz")
+    return folder

@@ -59,9 +59,7 @@ class Augmentation:
             )
         return _NAMED[name]
 
-    def __call__(
-        self, images: Float[Tensor, "b m h w"], generator: torch.Generator
-    ) -> Float[Tensor, "b m h w"]:
+    def __call__(self, images: Float[Tensor, "b m h w"], generator: torch.Generator) -> Float[Tensor, "b m h w"]:
         """Change a batch.
 
         Args:
@@ -87,9 +85,7 @@ class Augmentation:
             images = self._gamma(images, generator)
         return images.clamp(0.0, 1.0)
 
-    def _affine(
-        self, images: Float[Tensor, "b m h w"], generator: torch.Generator
-    ) -> Float[Tensor, "b m h w"]:
+    def _affine(self, images: Float[Tensor, "b m h w"], generator: torch.Generator) -> Float[Tensor, "b m h w"]:
         b, _, h, w = images.shape
         on = _chance(b, self.affine, generator)
         angle = _between(b, -self.degrees, self.degrees, generator) * math.pi / 180 * on
@@ -103,9 +99,7 @@ class Augmentation:
         moved = functional.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
         return torch.where(on.to(images.device)[:, None, None, None], moved, images)
 
-    def _gamma(
-        self, images: Float[Tensor, "b m h w"], generator: torch.Generator
-    ) -> Float[Tensor, "b m h w"]:
+    def _gamma(self, images: Float[Tensor, "b m h w"], generator: torch.Generator) -> Float[Tensor, "b m h w"]:
         b, m = images.shape[:2]
         low, high = (math.log(edge) for edge in self.gamma_range)
         power = _between(b * m, low, high, generator).exp()

@@ -10,12 +10,8 @@ import hashlib
 import io
 import json
 import logging
-import multiprocessing
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -24,16 +20,9 @@ from numpy.lib.format import write_array
 from numpy.typing import NDArray
 
 import codebrain
-from codebrain.data.slices import (
-    FULL_SCALE,
-    SCHEMA_VERSION,
-    Manifest,
-    SliceStore,
-    SubjectRecord,
-    SubjectRow,
-    files_of,
-    scale_of,
-)
+from codebrain.data.isolated import isolated
+from codebrain.data.manifest import SCHEMA_VERSION, Manifest, SubjectRecord, SubjectRow, files_of, scale_of
+from codebrain.data.slices import FULL_SCALE
 from codebrain.data.sources import Found, SubjectFiles, find_subjects
 from codebrain.data.splits import Splits, split_patients
 from codebrain.errors import CodeBrainError, refusal
@@ -56,10 +45,7 @@ _log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 """``progress(done, total, subject)``."""
 
-_COLUMNS = (
-    "subject patient split status code message contrasts slices height width foreground"
-    " reference moved notices"
-)
+_COLUMNS = "subject patient split status code message contrasts slices height width foreground reference moved notices"
 
 
 @dataclass(frozen=True)
@@ -157,10 +143,13 @@ def prepare_store(
     split_patients(_patients(found.subjects), seed=seed, val=val, test=test)
     _make_folders(target)
     with FolderLock(target):
-        sweep_temporaries(target)
-        sweep_temporaries(target / "slices")
+        _sweep(target)
         tasks = [_Task(subject, preparation, align, target, resume) for subject in found.subjects]
-        outcomes = _reported(_run(tasks, jobs), len(tasks), progress)
+        try:
+            done = isolated(_attempt, tasks, jobs=jobs, died=_died)
+            outcomes = _reported(done, len(tasks), progress)
+        finally:
+            _sweep(target)
         records, rows = _settle(outcomes, found)
         write_text(target / "subjects.tsv", _table(rows, records))
         splits = _split(records, found, seed=seed, val=val, test=test)
@@ -179,10 +168,7 @@ def prepare_subject(task: _Task) -> SubjectRecord:
         CodeBrainError: whatever is wrong with the study or with the place to write to.
     """
     subject = task.subject
-    inputs = {
-        str(m): {"file": subject.relative(m), "sha256": sha256_file(path)}
-        for m, path in subject.files.items()
-    }
+    inputs = {str(m): {"file": subject.relative(m), "sha256": sha256_file(path)} for m, path in subject.files.items()}
     digest = _digest(task, inputs)
     if task.resume and (record := _finished(task, digest)) is not None:
         return replace(record, patient=subject.patient, inputs=inputs)
@@ -213,9 +199,7 @@ def _finished(task: _Task, digest: str) -> SubjectRecord | None:
     return record if intact and record.task == digest else None
 
 
-def _store(
-    task: _Task, prepared: PreparedStudy, inputs: Mapping[str, Mapping[str, str]], digest: str
-) -> SubjectRecord:
+def _store(task: _Task, prepared: PreparedStudy, inputs: Mapping[str, Mapping[str, str]], digest: str) -> SubjectRecord:
     """Write slices, mask and record; an older manifest goes first, because it describes older files."""
     (task.store / "manifest.json").unlink(missing_ok=True)
     mask = prepared.frame.apply(prepared.foreground.astype(np.float32)) > 0.5
@@ -274,49 +258,6 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Modality | Path) else value
 
 
-# Workers
-
-
-def _run(tasks: Sequence[_Task], jobs: int) -> Iterator[_Outcome]:
-    """Outcomes as they come; at most ``jobs`` processes at a time, a fresh one for each study.
-
-    A fresh process costs about a second and buys that memory stays flat and that a study that kills its
-    process (a crash in a library, the out-of-memory killer) takes no other study with it.
-    """
-    if jobs == 0:
-        yield from (_attempt(task) for task in tasks)
-        return
-    context = multiprocessing.get_context("spawn")
-    waiting = deque(tasks)
-    running: dict[Connection, tuple[BaseProcess, _Task]] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                task = waiting.popleft()
-                ours, theirs = context.Pipe(duplex=False)
-                process: BaseProcess = context.Process(target=_work, args=(task, theirs), daemon=True)
-                process.start()
-                theirs.close()  # so that the pipe ends when the worker does
-                running[ours] = (process, task)
-            for ready in wait(list(running)):
-                process, task = running.pop(cast("Connection", ready))
-                yield _received(cast("Connection", ready), process, task)
-    finally:
-        for process, _ in running.values():
-            process.terminate()
-        for process, _ in running.values():
-            process.join()
-
-
-def _work(task: _Task, pipe: Connection) -> None:
-    """A worker's life; an interrupt from the terminal is the parent's to handle."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    pipe.send(_attempt(task))
-    pipe.close()
-
-
 def _attempt(task: _Task) -> _Outcome:
     try:
         return _Outcome(task.subject, prepare_subject(task))
@@ -331,17 +272,10 @@ def _attempt(task: _Task) -> _Outcome:
         return _Outcome(task.subject, code="ENV_WORKER", message=f"a bug of ours: {type(error).__name__}")
 
 
-def _received(pipe: Connection, process: BaseProcess, task: _Task) -> _Outcome:
-    try:
-        outcome = cast("_Outcome", pipe.recv())
-    except (EOFError, OSError):
-        process.join()
-        why = f"the worker process ended with status {process.exitcode}"
-        hint = " (killed: not enough memory?)" if process.exitcode == -9 else ""
-        outcome = _Outcome(task.subject, code="ENV_WORKER", message=why + hint)
-    pipe.close()
-    process.join()
-    return outcome
+def _died(task: _Task, status: int | None) -> _Outcome:
+    why = " (killed: not enough memory?)" if status == -9 else ""
+    message = f"the worker process ended with status {status}{why}"
+    return _Outcome(task.subject, code="ENV_WORKER", message=message)
 
 
 def _reported(outcomes: Iterable[_Outcome], total: int, progress: Progress | None) -> list[_Outcome]:
@@ -360,9 +294,7 @@ def _reported(outcomes: Iterable[_Outcome], total: int, progress: Progress | Non
 # The table of contents
 
 
-def _settle(
-    outcomes: list[_Outcome], found: Found
-) -> tuple[tuple[SubjectRecord, ...], tuple[SubjectRow, ...]]:
+def _settle(outcomes: list[_Outcome], found: Found) -> tuple[tuple[SubjectRecord, ...], tuple[SubjectRow, ...]]:
     """Records of the prepared subjects and a row for every one, both in the order of names.
 
     The same file under two patients would put one person in two splits; the second is refused.
@@ -493,12 +425,15 @@ def _make_folders(target: Path) -> None:
             raise output_refusal(error, folder) from error
 
 
+def _sweep(target: Path) -> None:
+    """Remove what killed workers left half-written."""
+    for folder in (target, target / "slices"):
+        sweep_temporaries(folder)
+
+
 def _remove_strangers(target: Path, records: Sequence[SubjectRecord]) -> None:
     """After ``overwrite``: drop the files of subjects that the earlier store had and this one has not."""
     ours = {f"{r.subject}{tail}" for r in records for tail in (".npy", "-brain.npy", ".json")}
     for path in (target / "slices").iterdir():
         if path.name not in ours and path.suffix in (".npy", ".json"):
             path.unlink()
-
-
-__all__ = ["Progress", "SliceStore", "prepare_folder", "prepare_store", "prepare_subject"]

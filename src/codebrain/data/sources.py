@@ -230,9 +230,7 @@ def _patient_table(root: Path) -> dict[str, str]:
         try:
             rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")), delimiter="\t"))
         except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise refusal(
-                "DATA_TABLE", "the table of patients is not tab-separated UTF-8", file=path
-            ) from error
+            raise refusal("DATA_TABLE", "the table of patients is not tab-separated UTF-8", file=path) from error
         columns = set(rows[0]) if rows else set()
         if {"subject", "patient"} <= columns:
             return {row["subject"]: row["patient"].strip() for row in rows if (row["patient"] or "").strip()}

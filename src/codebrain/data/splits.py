@@ -89,9 +89,7 @@ def split_patients(
     chosen = {"val": _named(val, patient_of, "val"), "test": _named(test, patient_of, "test")}
     both = (chosen["val"] or set()) & (chosen["test"] or set())
     if both:
-        raise refusal(
-            "DATA_SPLIT", "a patient cannot be in validation and in test", found=", ".join(sorted(both))
-        )
+        raise refusal("DATA_SPLIT", "a patient cannot be in validation and in test", found=", ".join(sorted(both)))
     of_patient = _assign(patients, chosen, seed, fractions)
     if "train" not in of_patient.values():
         raise refusal(
