@@ -34,7 +34,7 @@ def parse_settings(cls: type[T], raw: Mapping[str, Any], *, where: str) -> T:
         raise refusal("CONFIG", f"{where}: {first['msg']}", field=key, found=repr(first["input"])) from error
 
 
-def _refuse_unknown(cls: Any, raw: Mapping[str, Any], where: str) -> None:
+def _refuse_unknown(cls: Any, raw: Mapping[str, Any], where: str, path: str = "") -> None:
     known = {field.name for field in fields(cls)}
     hints = get_type_hints(cls)
     for key, value in raw.items():
@@ -43,15 +43,17 @@ def _refuse_unknown(cls: Any, raw: Mapping[str, Any], where: str) -> None:
             raise refusal(
                 "CONFIG",
                 f"{where}: there is no setting {key!r}",
+                field=f"{path}{key}",
                 expected=", ".join(sorted(known)),
                 hint=f"Did you mean {near[0]}?" if near else None,
             )
         for inner in (hints[key], *get_args(hints[key])):
             if not is_dataclass(inner):
                 continue
-            nested = (
-                [value] if inner is hints[key] or not isinstance(value, Mapping) else list(value.values())
-            )
-            for part in nested:
+            if inner is hints[key] or not isinstance(value, Mapping):
+                nested = {f"{path}{key}.": value}
+            else:
+                nested = {f"{path}{key}.{name}.": part for name, part in value.items()}
+            for place, part in nested.items():
                 if isinstance(part, Mapping):
-                    _refuse_unknown(inner, part, f"{where}, {key}")
+                    _refuse_unknown(inner, part, f"{where}, {key}", place)

@@ -3,17 +3,42 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import Field
 
-from codebrain.errors import refusal
+from codebrain.errors import CodeBrainError, refusal
 from codebrain.settings import parse_settings
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+Whole = Annotated[int, Field(ge=0, strict=True)]
+Measure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, but ``1e-4`` is a number (YAML 1.1 wants ``1.0e-4``) and a key may stand only once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for place, (key, _) in enumerate(node.value):
+            if keys[place] in keys[:place]:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {keys[place]!r} stands twice", problem_mark=key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 @dataclass(frozen=True)
@@ -29,11 +54,11 @@ class OptimiserConfig:
         warmup_steps: steps over which the rate rises from zero.
     """
 
-    lr: float = 5e-4
-    lr_end: float | None = None
-    betas: tuple[float, float] = (0.9, 0.9)
-    weight_decay: float = 0.0
-    warmup_steps: int = 0
+    lr: Measure = 5e-4
+    lr_end: Measure | None = None
+    betas: tuple[Share, Share] = (0.9, 0.9)
+    weight_decay: Measure = 0.0
+    warmup_steps: Whole = 0
 
 
 @dataclass(frozen=True)
@@ -50,13 +75,17 @@ class StageConfig:
         validate_every: steps between validations; one always follows the last step.
     """
 
-    steps: int | None = None
-    epochs: int | None = None
-    batch_size: int = 8
-    crop: int | None = None
+    steps: Count | None = None
+    epochs: Count | None = None
+    batch_size: Count = 8
+    crop: Count | None = None
     optimisers: dict[str, OptimiserConfig] = field(default_factory=dict)
-    clip: float | None = None
-    validate_every: int = 1000
+    clip: Measure | None = None
+    validate_every: Count = 1000
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("a stage has a number of steps or of epochs, not both")
 
 
 @dataclass(frozen=True)
@@ -82,14 +111,14 @@ class TrainConfig:
     stages: dict[str, StageConfig] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     modalities: list[str] | None = None
-    seed: int = 1337
+    seed: Whole = 1337
     precision: Literal["fp32", "bf16"] = "fp32"
     patterns: Literal["sample", "batch"] = "sample"
     augmentation: str = "none"
     sampling: Literal["slices", "subjects"] = "slices"
-    validation_slices: int = 64
-    checkpoint_steps: int = 500
-    checkpoint_minutes: float = 10.0
+    validation_slices: Count = 64
+    checkpoint_steps: Count = 500
+    checkpoint_minutes: Measure = 10.0
 
     def to_yaml(self) -> str:
         """The resolved whole, as written beside a run."""
@@ -109,7 +138,8 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfi
     """
     path = _recipe_path(source)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        raw = yaml.load(text, Loader=_Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         place = getattr(error, "problem_mark", None)
         line = f"line {place.line + 1}" if place is not None else None
@@ -121,7 +151,11 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfi
     tree = _plain(raw)
     for override in overrides:
         _override(tree, override)
-    return parse_settings(TrainConfig, tree, where=path.name)
+    try:
+        return parse_settings(TrainConfig, tree, where=path.name)
+    except CodeBrainError as error:
+        overridden = any((error.field or "").startswith(override.partition("=")[0]) for override in overrides)
+        raise error if overridden else _with_line(error, text) from error
 
 
 def _recipe_path(source: str | Path) -> Path:
@@ -150,7 +184,7 @@ def _override(tree: dict[str, Any], text: str) -> None:
         if not isinstance(tree, dict):
             raise refusal("CONFIG", f"{parent} holds a value, not settings", field="--set", found=text)
     try:
-        tree[last] = yaml.safe_load(value)
+        tree[last] = yaml.load(value, Loader=_Loader)
     except yaml.YAMLError as error:
         raise refusal("CONFIG", "the value is not YAML", field="--set", found=text) from error
 
@@ -159,3 +193,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
     return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _with_line(error: CodeBrainError, text: str) -> CodeBrainError:
+    """The same error with the line of the file at which its field stands; as it is for one that is not there."""
+    node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
+    line = None
+    for part in (error.field or "").split("."):
+        keys = {key.value: (key, value) for key, value in node.value} if isinstance(node, yaml.MappingNode) else {}
+        if part not in keys:
+            break
+        key, node = keys[part]
+        line = key.start_mark.line + 1
+    if line is None:
+        return error
+    return refusal(
+        error.code, error.message, field=f"line {line}, {error.field}",
+        found=error.found, expected=error.expected, hint=error.hint,
+    )  # fmt: skip
