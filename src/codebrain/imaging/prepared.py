@@ -1,0 +1,105 @@
+"""The shared road of imputation and training: a study on one grid, in [0, 1], as slices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codebrain.errors import Notice, refusal
+from codebrain.imaging.align import AlignmentRecord, align_study
+from codebrain.imaging.frame import Frame
+from codebrain.imaging.intensity import MinMax, Percentile, fit_normalisation, foreground_mask
+from codebrain.imaging.study import Study
+from codebrain.imaging.volume import Volume
+from codebrain.vocabulary import Modality, Preparation
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedStudy:
+    """A study as the network sees it, with every record that leads back.
+
+    Attributes:
+        name: the study's name.
+        slices: ``(n, m, h, w)`` float32 in [0, 1]; 0 outside the head and for absent contrasts.
+        available: which of the preparation's contrasts the study has.
+        frame: slices to grid and back.
+        normalisations: scanner units to [0, 1] and back, by contrast.
+        alignment: what was moved onto the reference grid.
+        foreground: where any contrast shows the head, ``(i, j, k)`` on the reference grid.
+        reference: the scan whose grid it is.
+        reference_modality: its contrast.
+        preparation: what asked for this form.
+        notices: what was accepted with a warning, of every scan and step.
+    """
+
+    name: str
+    slices: NDArray[np.float32]
+    available: tuple[bool, ...]
+    frame: Frame
+    normalisations: Mapping[Modality, MinMax | Percentile]
+    alignment: AlignmentRecord
+    foreground: NDArray[np.bool_]
+    reference: Volume
+    reference_modality: Modality
+    preparation: Preparation
+    notices: tuple[Notice, ...] = ()
+
+
+def prepare_study(
+    study: Study,
+    preparation: Preparation,
+    *,
+    align: Literal["auto", "none"] = "auto",
+    reference: Modality | None = None,
+) -> PreparedStudy:
+    """Bring a study to the form that a model was trained on.
+
+    Args:
+        study: checked scans, on any grids.
+        preparation: channel order, normalisation, spacing.
+        align: ``auto`` registers scans that are on other grids, ``none`` refuses them.
+        reference: whose grid; by default the contrast with the finest coarsest edge.
+
+    Raises:
+        UsageError: ``MOD_NONE`` when the preparation knows none of the contrasts.
+        InputRefused: ``GEO_MISMATCH``, ``IN_NO_SIGNAL``.
+        EnvironmentRefused: ``ENV_EXTRA`` when registration is needed and SimpleITK is missing.
+    """
+    known = _known(study, preparation)
+    aligned, alignment = align_study(known, mode=align, reference=reference)
+    masks = {m: foreground_mask(volume.data) for m, volume in aligned.volumes.items()}
+    foreground = np.logical_or.reduce(list(masks.values()))
+    home = aligned.volumes[alignment.reference]
+    frame = Frame.fit(foreground, home.affine, preparation)
+    normalisations = {m: fit_normalisation(preparation, volume.data, masks[m]) for m, volume in aligned.volumes.items()}
+    slices = np.zeros((frame.slice_shape[0], len(preparation.modalities), *frame.slice_shape[1:]), np.float32)
+    for m, volume in aligned.volumes.items():
+        unit = normalisations[m].apply(volume.data) * masks[m]
+        slices[:, preparation.modalities.index(m)] = frame.apply(unit)
+    return PreparedStudy(
+        name=study.name,
+        slices=slices,
+        available=preparation.modalities.pattern(aligned.volumes),
+        frame=frame,
+        normalisations=normalisations,
+        alignment=alignment,
+        foreground=foreground,
+        reference=home,
+        reference_modality=alignment.reference,
+        preparation=preparation,
+        notices=(*(n for v in study.volumes.values() for n in v.notices), *alignment.notices),
+    )
+
+
+def _known(study: Study, preparation: Preparation) -> Study:
+    volumes = {m: v for m, v in study.volumes.items() if m in preparation.modalities}
+    if not volumes:
+        raise refusal(
+            "MOD_NONE", "none of the study's contrasts is known to the model",
+            found=", ".join(study.volumes), expected=f"at least one of {preparation.modalities}",
+        )  # fmt: skip
+    return Study(study.name, volumes)
