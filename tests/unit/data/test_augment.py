@@ -73,9 +73,7 @@ def test_about_half_is_changed() -> None:
 def test_quarter_turns_are_exact() -> None:
     images = torch.rand(60, 2, 8, 8, generator=_generator())
     out = Augmentation(quarter_turns=1.0)(images, _generator(1))
-    kinds = {
-        next(k for k in range(4) if torch.equal(out[i], images[i].rot90(k, (-2, -1)))) for i in range(60)
-    }
+    kinds = {next(k for k in range(4) if torch.equal(out[i], images[i].rot90(k, (-2, -1)))) for i in range(60)}
     assert kinds == {1, 2, 3}
     with pytest.raises(UsageError, match="square"):
         Augmentation(quarter_turns=1.0)(torch.zeros(1, 1, 8, 16), _generator())

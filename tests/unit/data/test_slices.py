@@ -64,9 +64,7 @@ def test_whole_slices_of_different_sizes_share_a_frame(tmp_path: Path) -> None:
     big = fabricate_store(tmp_path / "big", 2, shape=(5, 40, 8))
     store = fabricate_store(tmp_path, 2)
     for tail in (".npy", "-brain.npy"):
-        (tmp_path / "slices" / f"s01{tail}").write_bytes(
-            (tmp_path / "big/slices" / f"s01{tail}").read_bytes()
-        )
+        (tmp_path / "slices" / f"s01{tail}").write_bytes((tmp_path / "big/slices" / f"s01{tail}").read_bytes())
     records = (store.record("s00"), big.record("s01"))
     mixed = SliceStore(tmp_path, replace(store.manifest, records=records))
     images, _, _ = mixed.batch(np.array([[0, 2], [1, 2]]), crop=None, generator=np.random.default_rng(0))
@@ -93,18 +91,14 @@ def test_crops_larger_than_the_slice_are_padded(store: SliceStore) -> None:
 
 def test_crops_depend_on_the_generator_only(store: SliceStore) -> None:
     picks = store.index("train")
-    first, again, other = (
-        store.batch(picks, crop=8, generator=np.random.default_rng(s))[0] for s in (1, 1, 2)
-    )
+    first, again, other = (store.batch(picks, crop=8, generator=np.random.default_rng(s))[0] for s in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
 
 def test_absent_contrasts_are_said_and_zero(tmp_path: Path) -> None:
     store = fabricate_store(tmp_path, {"a": (True, False, True), "b": (True, True, True)}, test=["b"], val=[])
-    images, available, _ = store.batch(
-        store.index("train")[:1], crop=None, generator=np.random.default_rng(0)
-    )
+    images, available, _ = store.batch(store.index("train")[:1], crop=None, generator=np.random.default_rng(0))
     assert available.tolist() == [[True, False, True]]
     assert not images[0, 1].any()
 
