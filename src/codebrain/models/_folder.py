@@ -60,7 +60,7 @@ def save_model(
         SHA-256 of the weights file.
     """
     tensors = {name: _stored(value, half) for name, value in _lasting_state(model).items()}
-    weights = tensors_to_bytes(tensors, metadata=_identity(model, preparation))
+    weights = _ordered(tensors_to_bytes(tensors, metadata=_identity(model, preparation)))
     digest = hashlib.sha256(weights).hexdigest()
     config = {
         "format": FORMAT,
@@ -160,6 +160,15 @@ def _read(path: Path) -> bytes:
 def _head(path: Path) -> bytes:
     with path.open("rb") as stream:
         return stream.read(16)
+
+
+def _ordered(weights: bytes) -> bytes:
+    # safetensors writes its metadata in an order that changes from process to process; equal models shall be
+    # equal files. Offsets count from the end of the header, so the header can be written again.
+    size = int.from_bytes(weights[:8], "little")
+    header = json.dumps(json.loads(weights[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + weights[8 + size :]
 
 
 def _looks_pickled(head: bytes) -> bool:

@@ -40,6 +40,7 @@ class CodeBrainSettings:
         present_weight: of the PSNR loss on present contrasts.
         adversarial_weight: of the least-squares GAN.
         adversarial_start: fraction of stage I after which the generator feels the discriminator.
+        critic_width: channels of the discriminator's first layer.
     """
 
     width: int = 32
@@ -50,6 +51,7 @@ class CodeBrainSettings:
     present_weight: float = 5.0
     adversarial_weight: float = 0.1
     adversarial_start: float = 0.2
+    critic_width: int = 64
 
 
 class CodeBrain(ImputationModel):
@@ -69,7 +71,7 @@ class CodeBrain(ImputationModel):
         self.common_encoder = NafEncoder(contrasts, width=3 * width, depth=depth)
         self.decoder = NafDecoder(contrasts, code_channels=channels, width=3 * width, depth=depth)
         self.prior_encoder = NafEncoder(contrasts, width=3 * width, depth=depth, outputs=bits)
-        self.critic = PatchDiscriminator(contrasts)
+        self.critic = PatchDiscriminator(contrasts, width=settings.critic_width)
 
     # --- imputation ---
 

@@ -12,15 +12,20 @@ from torch import Tensor, cat, nn
 
 
 class PatchDiscriminator(nn.Module):
-    """Two stacks of m contrasts to m maps of patch scores, one sixteenth of the image each way."""
+    """Two stacks of m contrasts to m maps of patch scores, one sixteenth of the image each way.
 
-    def __init__(self, contrasts: int) -> None:
+    Args:
+        contrasts: m.
+        width: channels after the first layer; doubled at each of three more halvings.
+    """
+
+    def __init__(self, contrasts: int, *, width: int = 64) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(2 * contrasts, 64, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        for width in (64, 128, 256):
-            layers += [nn.Conv2d(width, 2 * width, 4, stride=2, padding=1), nn.InstanceNorm2d(2 * width)]
+        layers: list[nn.Module] = [nn.Conv2d(2 * contrasts, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for channels in (width, 2 * width, 4 * width):
+            layers += [nn.Conv2d(channels, 2 * channels, 4, stride=2, padding=1), nn.InstanceNorm2d(2 * channels)]
             layers.append(nn.LeakyReLU(0.2))
-        layers += [nn.ZeroPad2d((1, 0, 1, 0)), nn.Conv2d(512, contrasts, 4, padding=1, bias=False)]
+        layers += [nn.ZeroPad2d((1, 0, 1, 0)), nn.Conv2d(8 * width, contrasts, 4, padding=1, bias=False)]
         self.layers = nn.Sequential(*layers)
 
     def forward(

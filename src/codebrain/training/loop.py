@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import threading
 import time
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from codebrain import metrics
 from codebrain.data.slices import SliceStore
-from codebrain.errors import missing_extra, refusal
+from codebrain.errors import EnvironmentRefused, missing_extra, refusal
 from codebrain.faults import fault
 from codebrain.imaging import safe_files
 from codebrain.models import build_model, save_model
@@ -38,6 +39,7 @@ from codebrain.training.log import RunLog
 from codebrain.vocabulary import ModalitySet
 
 _log = logging.getLogger(__name__)
+_MOST_FAILURES = 3
 
 Advance = Callable[[int, int, str], None]
 
@@ -124,6 +126,8 @@ class _Trainer:
 
     def run_stages(self, stop: _Stop) -> None:
         """Every stage that is not done yet."""
+        if self.position.stage == len(self.model.stages):
+            _log.info("this run is finished")
         while self.position.stage < len(self.model.stages):
             stage = self.model.stages[self.position.stage]
             fault("stage.start")
@@ -148,9 +152,10 @@ class _Trainer:
                 self._validate(stage)
             if (step + 1) * settings.batch_size % max(batches.slices, 1) < settings.batch_size:
                 fault("epoch.end")
-            if stop.number or self._due(step + 1 == steps):
+            stopping = self._anyone(stop.number)
+            if stopping or self._due(step + 1 == steps):
                 self._save(optimisers)
-                stop.obey()
+                stop.obey(stopping)
             self._tell(stage, record)
 
     def _step(
@@ -228,15 +233,16 @@ class _Trainer:
         self._write_log({"stage": stage, "step": self.position.step, "validation_psnr": score})
         if self.position.best is None or score > self.position.best:
             fault("best.update")
-            self.position.best, self.position.best_step = score, self.position.step
-            if self.fabric.is_global_zero:
-                self.checkpoints.commit(f"best-{stage}", self.model.state_dict(), {}, {"psnr": score})
+            name = _best_name(stage, self.position.step)
+            if not self.fabric.is_global_zero or self._commit(name, {}, {"psnr": score}):
+                self.position.best, self.position.best_step = score, self.position.step
 
     def _end_stage(self, stage: str) -> None:
         """Go on with the best weights of the stage, if validation chose some, and commit that."""
         if self.position.best is not None:
             _log.info("%s: best validation %.2f dB at step %d", stage, self.position.best, self.position.best_step)
-            best = self.checkpoints.read(self.checkpoints.folder / f"best-{stage}")
+            self.fabric.barrier()
+            best = self.checkpoints.read(self.checkpoints.folder / _best_name(stage, self.position.best_step))
             self.model.load_state_dict(best.model)
             self.position.scores[stage] = self.position.best
         elif self.model.players(stage):
@@ -250,7 +256,7 @@ class _Trainer:
         """Start, or go on where the newest good checkpoint was written."""
         self._resumed: Checkpoint | None = None
         if not resume:
-            safe_files.write_text(self.run / "config.yaml", self.config.to_yaml())
+            self._begin()
             return
         found = self.checkpoints.latest()
         if found is None:
@@ -268,6 +274,13 @@ class _Trainer:
         self._resumed = found
         _log.info("resuming from %s, the newest checkpoint that verifies", found.path.name)
 
+    def _begin(self) -> None:
+        """Write the configuration and a checkpoint of step 0, so that there is always one to resume from."""
+        if self.log is not None:
+            safe_files.write_text(self.run / "config.yaml", self.config.to_yaml())
+            self.log.cut(0)
+        self._save({})
+
     def _save(self, optimisers: Mapping[str, torch.optim.Optimizer]) -> None:
         self._saved_at = time.monotonic()
         if self.log is None:
@@ -279,17 +292,34 @@ class _Trainer:
             for quantity, value in quantities.items()
         }
         state = {"position": vars(self.position), "log_bytes": self.log.bytes(), **self._hashes()}
+        if self._commit(f"step-{self.position.total:09d}", optim, state):
+            self._prune_best()
+
+    def _commit(self, name: str, optim: Mapping[str, Tensor], state: Mapping[str, Any]) -> bool:
+        """Write a checkpoint; a full disk is survived three times while an older one stands."""
         try:
-            self.checkpoints.commit(f"step-{self.position.total:09d}", self.model.state_dict(), optim, state)
-        except Exception:
-            if not self.checkpoints.paths() or self._failures > 1:
-                raise
+            self.checkpoints.commit(name, self.model.state_dict(), optim, state)
+        except EnvironmentRefused as error:
             self._failures += 1
-            _log.exception("a checkpoint could not be written; going on, the older one is kept")
-        else:
-            self._failures = 0
+            if not self.checkpoints.paths() or self._failures == _MOST_FAILURES:
+                raise
+            _log.warning("%s; going on, the older checkpoint is kept", error)
+            return False
+        self._failures = 0
+        return True
 
     _failures = 0
+
+    def _prune_best(self) -> None:
+        """Remove best weights that no checkpoint refers to any more."""
+        kept = set()
+        for path in self.checkpoints.paths():
+            position = json.loads((path / "state.json").read_bytes())["position"]
+            stage = self.model.stages[min(position["stage"], len(self.model.stages) - 1)]
+            kept.add(_best_name(stage, position["best_step"]))
+        for path in self.checkpoints.folder.glob("best-*"):
+            if path.name not in kept:
+                shutil.rmtree(path)
 
     def _optimisers(self, stage: str, players: Mapping[str, nn.Module]) -> dict[str, torch.optim.Optimizer]:
         made: dict[str, torch.optim.Optimizer] = {}
@@ -352,6 +382,12 @@ class _Trainer:
             last or self.position.step % self.config.checkpoint_steps == 0 or minutes >= self.config.checkpoint_minutes
         )
 
+    def _anyone(self, number: int) -> int:
+        """The signal that any process of the run was sent; all must stop after the same step."""
+        if self.fabric.world_size == 1:
+            return number
+        return int(self.fabric.all_reduce(torch.tensor(number), reduce_op="max"))
+
     def _write_log(self, record: Mapping[str, Any]) -> None:
         if self.log is not None:
             self.log.write(record, total=self.position.total)
@@ -375,6 +411,10 @@ def validation_psnr(
             scores.append(metrics.psnr(completed, batch.images)[batch.absent].cpu())
             fault("val.mid")
     return float(torch.cat(scores).mean())
+
+
+def _best_name(stage: str, step: int) -> str:
+    return f"best-{stage}-{step:09d}"
 
 
 def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
@@ -473,7 +513,7 @@ def _one_process(run: Path, fabric: Any, *, resume: bool) -> Iterator[None]:
         fabric.barrier()
         yield
         return
-    if not resume and run.exists() and any(run.iterdir()):
+    if not resume and _occupied(run):
         raise refusal(
             "OUT_EXISTS",
             "there is a run here already",
@@ -492,6 +532,13 @@ def _one_process(run: Path, fabric: Any, *, resume: bool) -> Iterator[None]:
         fabric.barrier()
         yield
         fault("lock.release")
+
+
+def _occupied(run: Path) -> bool:
+    """Whether the folder holds anything but a run that died before its first checkpoint."""
+    if not run.is_dir() or not any(run.iterdir()):
+        return False
+    return not (run / "config.yaml").is_file() or any((run / "checkpoints").glob("step-*"))
 
 
 class _Stop:
@@ -515,10 +562,9 @@ class _Stop:
         self.number = number
         signal.signal(number, self._before[number])
 
-    def obey(self) -> None:
-        """Hand the signal on, now that nothing would be lost."""
-        if self.number:
-            _log.info("stopping after step as asked; --resume goes on from here")
-            number = self.number
+    def obey(self, number: int) -> None:
+        """Hand the signal on, if there was one, now that nothing would be lost."""
+        if number:
+            _log.info("stopping after this step as asked; --resume goes on from here")
             self.__exit__()
             signal.raise_signal(number)

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from fabricated import fabricate_store  # noqa: E402
+
+from codebrain.training.batches import TrainingBatches, leave_one_out  # noqa: E402
+from codebrain.training.config import StageConfig, TrainConfig  # noqa: E402
+from codebrain.vocabulary import ModalitySet  # noqa: E402
+
+
+def batches(root: Path, rank: int = 0, world: int = 1, **config: object) -> TrainingBatches:
+    subjects = {"a": (True,) * 3, "b": (True, True, False), "c": (True,) * 3, "v": (True,) * 3, "t": (True,) * 3}
+    store = fabricate_store(root, subjects, val=["v"], test=["t"])
+    stage = StageConfig(epochs=2, batch_size=4, crop=16)
+    settings = TrainConfig(model="codebrain", augmentation="flips", **config)
+    return TrainingBatches(store, settings, stage, 0, ModalitySet.parse("T2,T1,FLAIR"), rank, world)
+
+
+def test_every_slice_comes_once_per_epoch(tmp_path: Path) -> None:
+    drawn = batches(tmp_path)
+    count = Counter(tuple(pick) for step in range(drawn.steps) for pick in drawn.picks(step))
+    assert drawn.slices == 12 and drawn.steps == 6
+    assert set(count.values()) == {2} and len(count) == 12
+
+
+def test_a_step_is_the_same_whenever_it_is_asked_for(tmp_path: Path) -> None:
+    drawn = batches(tmp_path)
+    later, again = drawn.batch(3), batches(tmp_path).batch(3)
+    assert torch.equal(later.images, again.images) and torch.equal(later.present, again.present)
+    assert not torch.equal(drawn.batch(2).images, later.images)
+
+
+def test_processes_share_a_batch_without_overlap(tmp_path: Path) -> None:
+    whole = [tuple(pick) for pick in batches(tmp_path).picks(1)]
+    parts = [tuple(p) for rank in range(2) for p in batches(tmp_path, rank, 2).picks(1)]
+    assert parts == whole
+
+
+def test_channels_follow_the_model_and_gaps_stay_gaps(tmp_path: Path) -> None:
+    drawn = batches(tmp_path)
+    for step in range(drawn.steps):
+        batch = drawn.batch(step)
+        for sample, name in enumerate(batch.ids):
+            assert batch.available[sample].tolist() == [True, True, not name.startswith("b")]
+        assert (batch.images[~batch.available] == 0).all()
+        assert (batch.present <= batch.available).all() and batch.absent.any(1).all() and batch.present.any(1).all()
+
+
+def test_subjects_can_be_drawn_evenly(tmp_path: Path) -> None:
+    drawn = batches(tmp_path, sampling="subjects")
+    count = Counter(int(pick[0]) for step in range(200) for pick in drawn.picks(step))
+    assert len(count) == 3 and min(count.values()) > 200
+
+
+def test_leave_one_out_withholds_each_available_contrast_once() -> None:
+    patterns = leave_one_out(torch.tensor([[True, False, True]] * 2))
+    assert [p.tolist() for p in patterns] == [[[True, False, False]] * 2, [[False, False, True]] * 2]
+
+
+def test_a_contrast_the_store_lacks_is_absent_everywhere(tmp_path: Path) -> None:
+    drawn = batches(tmp_path)
+    other = TrainingBatches(drawn.store, drawn.config, drawn.stage, 0, ModalitySet.parse("PD,T1,T2"))
+    batch = other.batch(0)
+    assert not batch.available[:, 0].any() and batch.available[:, 1:].all()

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from codebrain.errors import UsageError
+from codebrain.models import build_model
+from codebrain.training.config import OptimiserConfig, load_config, recipe_names
+from codebrain.training.loop import learning_rate
+from codebrain.vocabulary import ModalitySet
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_reads_and_names_real_stages_and_players(name: str) -> None:
+    config = load_config(name, ["settings.width=1", "settings.depth=1"])
+    model = build_model(config.model, ModalitySet.parse("T1,T2"), config.settings)
+    for stage, settings in config.stages.items():
+        assert stage in model.stages
+        assert set(settings.optimisers) <= set(model.players(stage))
+        assert (settings.steps is None) != (settings.epochs is None)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_says_how_long_where_and_how_good(name: str) -> None:
+    from codebrain.training.config import RECIPES
+
+    header = (RECIPES / f"{name}.yaml").read_text().split("model:")[0]
+    for word in ("codebrain train", "Hardware", "xpected score"):
+        assert word in header, word
+
+
+def test_the_published_settings() -> None:
+    paper, released = load_config("codebrain_paper_ixi"), load_config("codebrain_released_brats")
+    assert {stage.epochs for stage in paper.stages.values()} == {300}
+    assert {stage.batch_size for stage in paper.stages.values()} == {48}
+    assert [stage.batch_size for stage in released.stages.values()] == [8, 16]
+    assert {stage.steps for stage in released.stages.values()} == {300_000}
+    grader = released.stages["grading"].optimisers["grader"]
+    assert (grader.lr, grader.lr_end, grader.betas, grader.weight_decay) == (5e-4, 5e-5, (0.9, 0.9), 0.0)
+    assert released.augmentation == "released" and released.patterns == "batch"
+    assert released.modalities == ["FLAIR", "T1", "T2", "T1Gd"]
+
+
+BAD = {
+    "unknown key": ("model: codebrain\nstagess: {}\n", "Did you mean stages"),
+    "unknown nested key": ("model: codebrain\nstages: {grading: {batchsize: 3}}\n", "batch_size"),
+    "wrong type": ("model: codebrain\nseed: many\n", "seed"),
+    "not YAML": ("model: [codebrain\n", "line"),
+    "python object": ("model: !!python/object/apply:os.system ['true']\n", "line 1"),
+    "no mapping": ("- model\n", "mapping"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_file_is_refused_by_name(case: str, tmp_path: Path) -> None:
+    text, expected = BAD[case]
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        load_config(file)
+    assert caught.value.code == "CONFIG"
+    assert expected in str(caught.value)
+
+
+def test_overrides_reach_any_depth() -> None:
+    config = load_config("codebrain_small", ["stages.grading.steps=7", "precision=fp32"])
+    assert config.stages["grading"].steps == 7 and config.precision == "fp32"
+    with pytest.raises(UsageError, match="did you mean|Did you mean"):
+        load_config("codebrain_smal")
+
+
+def test_the_rate_warms_up_then_falls_to_its_end() -> None:
+    config = OptimiserConfig(lr=1.0, lr_end=0.1, warmup_steps=10)
+    rates = [learning_rate(config, step, 110) for step in range(111)]
+    assert rates[0] == pytest.approx(0.1) and rates[10] == 1.0 and rates[60] == pytest.approx(0.55)
+    assert rates[110] == pytest.approx(0.1)
+    assert learning_rate(OptimiserConfig(lr=0.3), 50, 100) == 0.3
