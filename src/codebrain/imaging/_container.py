@@ -12,7 +12,7 @@ import hashlib
 import os
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -179,7 +179,7 @@ class ScanBytes:
                 self._note_garbage(pending)
                 return
 
-    def _member(self, pending: bytes) -> Iterator[bytes]:
+    def _member(self, pending: bytes) -> Generator[bytes, None, bytes]:
         member = zlib.decompressobj(wbits=31)
         while not member.eof:
             if not pending:

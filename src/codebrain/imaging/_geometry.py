@@ -6,8 +6,8 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
+from nibabel.quaternions import quat2mat
 from numpy.typing import NDArray
 
 from codebrain.errors import CodeBrainError, Notice, refusal
@@ -84,7 +84,7 @@ def _qform(header: Any, path: Path | None) -> Affine:
             found=quaternion.tolist(), expected="squares that sum to 1 or less",
             hint="The header is damaged; convert the scan again, for example with dcm2niix.",
         )  # fmt: skip
-    rotation = nib.quaternions.quat2mat([np.sqrt(max(rest, 0.0)), *quaternion])
+    rotation = quat2mat([np.sqrt(max(rest, 0.0)), *quaternion])
     zooms = np.array(header["pixdim"][1:4], np.float64)
     if header["pixdim"][0] < 0:
         zooms[2] = -zooms[2]

@@ -95,7 +95,7 @@ def _outside(data: Image, missing: NDArray[np.bool_]) -> NDArray[np.bool_]:
     touching = np.zeros(count + 1, bool)
     for axis in range(3):
         for face in (0, -1):
-            touching[np.unique(np.take(regions, face, axis))] = True
+            touching[np.moveaxis(regions, axis, 0)[face]] = True
     touching[0] = False
     known = data[~missing]
     if not known.size:

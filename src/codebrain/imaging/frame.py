@@ -110,8 +110,8 @@ class Frame:
             order=order,
             flip=flip,
             slices=(int(occupied[0]), int(occupied[-1]) + 1),
-            rows=_fit_axis(stack.any(axis=(0, 2)), scales[0], preparation.multiple),
-            columns=_fit_axis(stack.any(axis=(0, 1)), scales[1], preparation.multiple),
+            rows=_fit_axis(np.asarray(stack.any(axis=(0, 2))), scales[0], preparation.multiple),
+            columns=_fit_axis(np.asarray(stack.any(axis=(0, 1))), scales[1], preparation.multiple),
         )
 
     @property
@@ -244,7 +244,9 @@ def _weigh(stack: Image, weights: NDArray[np.float32], axis: int) -> Image:
     return np.asarray(np.matmul(weights, stack), np.float32)
 
 
-def _kernel_weights(places: NDArray[np.float64], sources: NDArray[np.int64], width: float) -> NDArray[np.float32]:
+def _kernel_weights(
+    places: NDArray[np.floating[Any]], sources: NDArray[np.integer[Any]], width: float
+) -> NDArray[np.float32]:
     """Cubic convolution, widened when it shrinks an image so that fine detail does not alias.
 
     Source: Keys 1981, equation 15 (a = -1/2). Weights sum to 1 in every row, also at the border.
@@ -254,4 +256,5 @@ def _kernel_weights(places: NDArray[np.float64], sources: NDArray[np.int64], wid
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
     weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
     total = weights.sum(axis=1, keepdims=True)
-    return (weights / np.where(np.abs(total) < 1e-6, 1.0, total)).astype(np.float32)
+    scaled: NDArray[np.float32] = (weights / np.where(np.abs(total) < 1e-6, 1.0, total)).astype(np.float32)
+    return scaled

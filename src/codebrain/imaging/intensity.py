@@ -167,7 +167,7 @@ def foreground_mask(data: Image) -> Mask:
 
 def border_constant(data: Image) -> float | None:
     """The one value that fills most of the six faces; ``None`` where there is none."""
-    faces = np.concatenate([np.take(data, place, axis).ravel() for axis in range(3) for place in (0, -1)])
+    faces = np.concatenate([np.moveaxis(data, axis, 0)[place].ravel() for axis in range(3) for place in (0, -1)])
     values, counts = np.unique(faces, return_counts=True)
     top = int(counts.argmax())
     return float(values[top]) if counts[top] >= _BORDER_SHARE * faces.size else None
@@ -206,7 +206,7 @@ def _otsu(data: Image) -> float:
 
 def _largest(mask: Mask) -> Mask:
     """The largest piece with its holes filled."""
-    box = tuple(_extent(mask.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1)))
+    box = tuple(_extent(np.asarray(mask.any(axis=others))) for others in ((1, 2), (0, 2), (0, 1)))
     pieces, count = ndimage.label(mask[box])
     if count == 0:
         return mask
@@ -241,6 +241,7 @@ def _filled(mask: Mask, *, axes: tuple[int, ...]) -> Mask:
     open_air = np.zeros(count + 1, bool)
     for axis in axes:
         for face in (0, -1):
-            open_air[np.unique(np.take(air, face, axis))] = True
+            open_air[np.moveaxis(air, axis, 0)[face]] = True
     open_air[0] = False
-    return ~open_air[air]
+    holes: Mask = ~open_air[air]
+    return holes

@@ -17,6 +17,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
 
 from codebrain.errors import CodeBrainError, Notice, refusal
@@ -91,7 +92,7 @@ def read_volume(
     Raises:
         InputRefused: a code of the families ``IN_`` and ``GEO_``; see the list of bad inputs.
     """
-    if isinstance(source, nib.spatialimages.SpatialImage):
+    if isinstance(source, SpatialImage):
         return _from_image(source, name or "image", max_voxels, volume_index, accept_no_orientation)
     if not isinstance(source, str | Path):
         raise refusal("CONFIG", "a scan is given as a path or a nibabel image", found=type(source).__name__)
@@ -137,7 +138,7 @@ def _stored(stream: ScanBytes, promise: Promise, volume_index: int | None) -> ND
     skipped = one * (volume_index or 0) if len(promise.shape) > 3 and promise.shape[3] > 1 else 0
     got = promise.offset + stream.skip(skipped)
     buffer = np.empty(one, np.uint8)
-    got += stream.take_into(memoryview(buffer))
+    got += stream.take_into(buffer.data)
     if got < promise.offset + skipped + one:
         raise _cut(stream, got, needed)
     return buffer.view(promise.dtype).reshape(promise.shape[:3], order="F")
@@ -245,7 +246,7 @@ def _write(stream: Any, image: Any) -> None:
     header["vox_offset"] = offset = int(header.sizeof_hdr) + 4 + (-(header.sizeof_hdr + 4) % 16)
     stream.write(header.binaryblock + bytes(offset - header.sizeof_hdr))
     values = np.asarray(image.dataobj).astype("<f4", copy=False).reshape(-1, order="F")
-    stream.write(memoryview(values).cast("B"))
+    stream.write(values.view(np.uint8).data)
 
 
 def on_grid_of(volume: Volume, reference: Volume, data: NDArray[np.float32]) -> Volume:
