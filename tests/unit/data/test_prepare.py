@@ -110,12 +110,17 @@ def test_preparing_twice_gives_the_same_store(studies: Path, store: SliceStore, 
     assert _prepare(studies, tmp_path / "again").fingerprint == store.fingerprint
 
 
-def test_workers_give_the_same_store(studies: Path, store: SliceStore, tmp_path: Path) -> None:
+def test_workers_give_the_same_store(tmp_path: Path) -> None:
+    for seed, name in enumerate(("a", "b")):
+        fabricate_study(tmp_path / "studies" / name, ("T1", "T2"), seed=seed)
     seen = []
-    manifest = _prepare(studies, tmp_path / "again", jobs=2, progress=lambda *step: seen.append(step))
-    assert manifest.fingerprint == store.fingerprint
-    assert [done for done, _, _ in seen] == [1, 2, 3, 4, 5]
-    assert {name for _, _, name in seen} == set(store.names)
+    here = _prepare(tmp_path / "studies", tmp_path / "here", test=["b"])
+    there = _prepare(
+        tmp_path / "studies", tmp_path / "there", test=["b"], jobs=2, progress=lambda *step: seen.append(step)
+    )
+    assert there.fingerprint == here.fingerprint
+    assert [(done, total) for done, total, _ in seen] == [(1, 2), (2, 2)]
+    assert {name for _, _, name in seen} == {"a", "b"}
 
 
 def test_a_worker_that_is_killed_is_a_refused_study(

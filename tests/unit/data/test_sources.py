@@ -147,3 +147,15 @@ def test_a_kind_that_is_not_there_yet() -> None:
     assert finder("folder") is find_subjects
     with pytest.raises(UsageError, match="no source 'ixi'"):
         finder("ixi")
+
+
+@pytest.mark.data
+def test_visits_of_the_real_scans(real_data: Path) -> None:
+    found = find_subjects(real_data / "raw")
+    patients = {s.subject: s.patient for s in found.subjects}
+    assert patients["mslong-01-1"] == patients["mslong-01-2"] == "mslong-01"
+    assert patients["mslong-03-1"] == patients["mslong-03-2"] == "mslong-03"
+    assert patients["ixi-002"] == "ixi-002"
+    studies = find_subjects(real_data / "studies")
+    assert [s.patient for s in studies.subjects] == ["glioma-fg6692", "ms-07", "ms-19", "sri24"]
+    assert str(studies.modalities) == "T1,T2,PD,FLAIR,T1Gd"
