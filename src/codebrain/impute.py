@@ -33,7 +33,7 @@ from codebrain.models._contract import ImputationModel
 from codebrain.plan import Plan, plan_study
 from codebrain.records import RunFacts
 from codebrain.results import Image, Imputation, ImputedContrast, IntensityScale
-from codebrain.uncertainty import Grades, code_doubt
+from codebrain.uncertainty import Graded, code_doubt
 from codebrain.vocabulary import Modality, ModalitySet
 
 SLICES_AT_ONCE = 4
@@ -181,7 +181,7 @@ class Imputer:
         """The imputed stacks ``(n, h, w)`` in [0, 1] and the doubt, a few slices at a time."""
         count, _, height, width = prepared.slices.shape
         stacks = {m: np.empty((count, height, width), np.float32) for m in plan.targets}
-        doubt = np.empty((count, height, width), np.float32) if isinstance(self.model, Grades) else None
+        doubt = np.empty((count, height, width), np.float32) if isinstance(self.model, Graded) else None
         for start in range(0, count, SLICES_AT_ONCE):
             part = slice(start, start + SLICES_AT_ONCE)
             images, entropy = self._forward(torch.from_numpy(prepared.slices[part]), plan.given)
@@ -201,8 +201,10 @@ class Imputer:
         images = slices.to(self.device)
         present = torch.tensor(self.modalities.pattern(given), device=self.device).expand(len(images), -1)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            completed = self.model(images, present)
-            grades = self.model.grades(images, present) if isinstance(self.model, Grades) else None
+            if isinstance(self.model, Graded):
+                completed, grades = self.model.complete(images, present)
+            else:
+                completed, grades = self.model(images, present), None
         if not torch.isfinite(completed).all():
             raise refusal("CKPT_NONFINITE", "the model computed values that are not finite", file=self.model.name)
         height, width = images.shape[-2:]

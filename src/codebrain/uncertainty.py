@@ -25,13 +25,13 @@ from codebrain.nn.ordinal import level_distribution
 
 
 @runtime_checkable
-class Grades(Protocol):
-    """A model that predicts its code as ordered bits."""
+class Graded(Protocol):
+    """A model that predicts its code as ordered bits and can hand them out with the images."""
 
-    def grades(
+    def complete(
         self, images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]
-    ) -> list[Float[Tensor, "b n hc wc"]]:
-        """Per code channel the probability that the level exceeds j, ``n = L - 1`` bits."""
+    ) -> tuple[Float[Tensor, "b m h w"], list[Float[Tensor, "b n hc wc"]]]:
+        """The completed images, and per code channel the probability that the level exceeds j, ``n = L - 1``."""
         ...
 
 

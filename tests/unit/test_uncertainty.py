@@ -7,7 +7,9 @@ from math import log
 import pytest
 import torch
 
-from codebrain.uncertainty import Grades, code_doubt, code_entropy
+from codebrain.models import build_model
+from codebrain.uncertainty import Graded, code_doubt, code_entropy
+from codebrain.vocabulary import ModalitySet
 
 
 def test_certain_bits_have_no_doubt():
@@ -42,4 +44,17 @@ def test_doubt_is_brought_to_the_size_of_the_slice():
 
 
 def test_models_without_grades_are_told_apart():
-    assert not isinstance(torch.nn.Identity(), Grades)
+    assert not isinstance(torch.nn.Identity(), Graded)
+
+
+def test_completed_images_and_grades_are_those_of_the_model_asked_separately():
+    modalities = ModalitySet.parse("T1,T2")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model("codebrain", modalities, {"width": 2, "depth": 1}).eval()
+        images, present = torch.rand(2, 2, 16, 24), torch.tensor([[True, False], [False, True]])
+    assert isinstance(model, Graded)
+    completed, grades = model.complete(images, present)
+    assert torch.equal(completed, model(images, present))
+    for one, other in zip(grades, model.grades(images, present), strict=True):
+        assert torch.equal(one, other)

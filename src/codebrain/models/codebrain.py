@@ -82,9 +82,17 @@ class CodeBrain(ImputationModel):
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "b m h w"]:
         """Predicted code and common features of the same incomplete set, decoded and clamped to [0, 1]."""
+        return self.complete(images, present)[0]
+
+    def complete(
+        self, images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]
+    ) -> tuple[Float[Tensor, "b m h w"], list[Float[Tensor, "b n hc wc"]]]:
+        """:meth:`forward` and the :meth:`grades` it was decoded from, which costs a quarter less than both."""
         incomplete = _withhold(images, present)
-        candidate = self.decoder(self._predicted_code(incomplete), self.common_encoder(incomplete))
-        return keep_present(candidate.to(images.dtype).clamp(0, 1), images, present)
+        bits = self._bit_probabilities(incomplete)
+        candidate = self.decoder(self._predicted_code(bits), self.common_encoder(incomplete))
+        completed = keep_present(candidate.to(images.dtype).clamp(0, 1), images, present)
+        return completed, [rearrange(channel, "b h w n -> b n h w") for channel in bits]
 
     def grades(
         self, images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]
@@ -93,16 +101,12 @@ class CodeBrain(ImputationModel):
         bits = self._bit_probabilities(_withhold(images, present))
         return [rearrange(channel, "b h w n -> b n h w") for channel in bits]
 
-    def levels(
-        self, images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]
-    ) -> Int[Tensor, "b c hc wc"]:
+    def levels(self, images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]) -> Int[Tensor, "b c hc wc"]:
         """The levels that stage II predicts from the incomplete set, integers in [0, L)."""
         bits = self._bit_probabilities(_withhold(images, present))
         return torch.stack([threshold_level(channel) for channel in bits], dim=1)
 
-    def reconstruct(
-        self, images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]
-    ) -> Float[Tensor, "b m h w"]:
+    def reconstruct(self, images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]) -> Float[Tensor, "b m h w"]:
         """Stage I: the code of the complete images, common features of the incomplete ones; not clamped."""
         code = self.quantiser(self.posterior_encoder(images))
         decoded: Tensor = self.decoder(code, self.common_encoder(_withhold(images, present)))
@@ -121,10 +125,9 @@ class CodeBrain(ImputationModel):
         logits = self.prior_encoder(incomplete)
         return [channel.float().sigmoid() for channel in split_channels(logits, self.settings.levels)]
 
-    def _predicted_code(self, incomplete: Float[Tensor, "b m h w"]) -> Float[Tensor, "b hc wc c"]:
+    def _predicted_code(self, bits: list[Float[Tensor, "b hc wc _"]]) -> Float[Tensor, "b hc wc c"]:
         decode = threshold_level if self.settings.decoding == "threshold" else expected_level
-        level = torch.stack([decode(bits) for bits in self._bit_probabilities(incomplete)], dim=-1)
-        return self.quantiser.code(level)
+        return self.quantiser.code(torch.stack([decode(channel) for channel in bits], dim=-1))
 
     # --- training ---
 
@@ -164,9 +167,7 @@ class CodeBrain(ImputationModel):
         total = self.settings.absent_weight * absent + self.settings.present_weight * present
         parts = {"psnr_absent": -absent.detach(), "psnr_present": -present.detach()}
         if adversarial and self.settings.adversarial_weight > 0:
-            fooled = least_squares(
-                self.critic(_copy_known(candidate, batch), batch.images), 1.0, batch.available
-            )
+            fooled = least_squares(self.critic(_copy_known(candidate, batch), batch.images), 1.0, batch.available)
             total = total + self.settings.adversarial_weight * fooled
             parts["adversarial"] = fooled.detach()
         return Loss(total, parts)
@@ -177,8 +178,7 @@ class CodeBrain(ImputationModel):
         logits = self.prior_encoder(batch.incomplete)
         total = ordinal_loss(logits, level, self.settings.levels)
         predicted = [
-            threshold_level(bits.sigmoid())
-            for bits in split_channels(logits.detach().float(), self.settings.levels)
+            threshold_level(bits.sigmoid()) for bits in split_channels(logits.detach().float(), self.settings.levels)
         ]
         accuracy = (torch.stack(predicted, dim=-1) == level).float().mean()
         return Loss(total, {"accuracy": accuracy})
@@ -186,9 +186,7 @@ class CodeBrain(ImputationModel):
 
 def _withhold(images: Tensor, present: Tensor) -> Tensor:
     # where(), not a product: what an absent channel holds, NaN included, must have no influence.
-    return torch.where(
-        present[:, :, None, None], images, torch.zeros((), dtype=images.dtype, device=images.device)
-    )
+    return torch.where(present[:, :, None, None], images, torch.zeros((), dtype=images.dtype, device=images.device))
 
 
 def _copy_known(candidate: Tensor, batch: Batch) -> Tensor:
