@@ -204,7 +204,7 @@ def volume_image(data: NDArray[Any], *, like: Volume, description: str, intent_n
     header = _output_header(like, description, intent_name)
     values = np.asarray(data, np.float32).reshape(like.shape_on_disk)
     cls = nib.Nifti2Image if header.sizeof_hdr == 540 else nib.Nifti1Image
-    return cls(values, None, header)
+    return cls(values, header.get_best_affine(), header)
 
 
 def _output_header(like: Volume, description: str, intent_name: str) -> Any:
