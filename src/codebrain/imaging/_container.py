@@ -58,7 +58,11 @@ class ScanBytes:
         self._buffer = bytearray()
         self._stream = _open(path)
         self._before = os.fstat(self._stream.fileno())
-        self.compressed = _sniff(self._stream, path)
+        try:
+            self.compressed = _sniff(self._stream, path)
+        except BaseException:
+            self._stream.close()
+            raise
         self._chunks = self._inflate() if self.compressed else self._raw()
 
     def __enter__(self) -> Self:
