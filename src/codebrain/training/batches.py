@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from codebrain.data.augment import Augmentation
 from codebrain.data.patterns import draw_patterns
 from codebrain.data.slices import SliceStore
+from codebrain.errors import refusal
 from codebrain.nn.batch import Batch
 from codebrain.training.config import StageConfig, TrainConfig
 from codebrain.vocabulary import ModalitySet, strict_subsets
@@ -46,7 +47,13 @@ class TrainingBatches:
     world: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_picks", usable(self.store, "train", self.modalities))
+        picks = usable(self.store, "train", self.modalities)
+        if not len(picks):
+            raise refusal(
+                "DATA_CONTRASTS", "no training subject has two of the model's contrasts", file=self.store.root,
+                expected=str(self.modalities), hint="Name other contrasts: modalities in the configuration.",
+            )  # fmt: skip
+        object.__setattr__(self, "_picks", picks)
 
     @property
     def slices(self) -> int:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
@@ -34,6 +35,7 @@ from codebrain.imaging import safe_files
 
 FORMAT = 1
 _MANIFEST = "MANIFEST.json"
+_CONTENT = ("model.safetensors", "optim.safetensors", "state.json")
 _log = logging.getLogger(__name__)
 
 
@@ -53,13 +55,20 @@ class Checkpoints:
     Args:
         folder: where they lie; made when absent.
         keep: how many verified ones stay.
+        owner: whether this process holds the run's lock, so that it may write and tidy up.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2) -> None:
+    def __init__(self, folder: Path, *, keep: int = 2, owner: bool = True) -> None:
         self.folder = folder
         self.keep = keep
+        self.owner = owner
+        if not owner:
+            return
         folder.mkdir(parents=True, exist_ok=True)
-        for path in safe_files.sweep_temporaries(folder):
+        # All of them, also those whose process number lives: the lock says that their writer does not, and in a
+        # container the next run often gets the very same number.
+        for path in folder.glob(".*.tmp-*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
             _log.info("removed %s, left by a run that was killed", path.name)
 
     def commit(
@@ -87,7 +96,7 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         fault("ckpt.after_rename")
-        self.read(target)
+        self._verify(target)
         fault("ckpt.verify")
         if name.startswith("step-"):
             self._prune()
@@ -97,29 +106,49 @@ class Checkpoints:
         """Read a checkpoint and check every byte of it.
 
         Raises:
-            ModelRefused: ``CKPT_CORRUPT``.
+            ModelRefused: ``CKPT_CORRUPT``; ``CKPT_FORMAT`` for one of a newer codebrain.
         """
         try:
             manifest = json.loads((path / _MANIFEST).read_bytes())
-            content = {name: (path / name).read_bytes() for name in manifest}
-            if any(hashlib.sha256(content[name]).hexdigest() != facts["sha256"] for name, facts in manifest.items()):
-                raise ValueError("a SHA-256 differs")
-            return Checkpoint(
-                path,
-                tensors_from_bytes(content["model.safetensors"]),
-                tensors_from_bytes(content["optim.safetensors"]),
-                json.loads(content["state.json"]),
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            content = {name: (path / name).read_bytes() for name in _CONTENT}
+            for name in _CONTENT:
+                if hashlib.sha256(content[name]).hexdigest() != manifest[name]["sha256"]:
+                    raise ValueError(f"{name} has another SHA-256 than its manifest says")
+            state = json.loads(content["state.json"])
+            if state["format"] > FORMAT:
+                raise refusal("CKPT_FORMAT", "written by a newer codebrain", file=path, found=state["format"],
+                              expected=FORMAT, hint="Update codebrain.")  # fmt: skip
+            model, optim = (tensors_from_bytes(content[name]) for name in _CONTENT[:2])
+            return Checkpoint(path, model, optim, state)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise refusal("CKPT_CORRUPT", f"the checkpoint is damaged: {error}", file=path) from error
 
+    def position(self, path: Path) -> dict[str, Any] | None:
+        """Where a checkpoint stands, without reading its tensors; ``None`` when that cannot be read."""
+        try:
+            position: dict[str, Any] = json.loads((path / "state.json").read_bytes())["position"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return position
+
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that verifies; damaged ones are passed over, with a warning that says so."""
+        """The newest checkpoint that verifies.
+
+        Damaged ones are passed over, with a warning that says so, and set aside as ``damaged-step-<count>``
+        until the next checkpoint is written, so that they are not counted among those to keep.
+
+        Raises:
+            ModelRefused: ``CKPT_FORMAT``.
+        """
         for path in reversed(self.paths()):
             try:
                 return self.read(path)
             except CodeBrainError as error:
+                if error.code != "CKPT_CORRUPT":
+                    raise
                 _log.warning("%s; falling back to the one before", error)
+            if self.owner:
+                path.rename(self.folder / f"damaged-{path.name}")
         return None
 
     def paths(self) -> list[Path]:
@@ -146,10 +175,23 @@ class Checkpoints:
     def _file(self, folder: Path, name: str, content: bytes, half: str | None = None) -> None:
         if half is not None and armed(half):
             safe_files.write_bytes(folder / name, content[: len(content) // 2])
-            fault(half)
+            fault(half, file=folder / name)
         safe_files.write_bytes(folder / name, content)
 
+    def _verify(self, path: Path) -> None:
+        """Read back what was just written; a folder that is not what it should be does not stay."""
+        try:
+            self.read(path)
+        except CodeBrainError as error:
+            shutil.rmtree(path, ignore_errors=True)
+            raise refusal(
+                "OUT_SPACE", "the checkpoint read back is not what was written", file=path,
+                hint="The disk may be failing; older checkpoints are unchanged.",
+            ) from error  # fmt: skip
+
     def _prune(self) -> None:
+        for path in self.folder.glob("damaged-*"):
+            shutil.rmtree(path, ignore_errors=True)
         for path in self.paths()[: -self.keep]:
             fault("ckpt.prune.first")
             (path / _MANIFEST).unlink(missing_ok=True)  # first, so that half a removal can never verify

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from codebrain.errors import missing_extra
-from codebrain.faults import fault
+from codebrain.faults import armed, fault
 from codebrain.imaging import safe_files
 
 
@@ -28,25 +28,41 @@ class RunLog:
             raise missing_extra("tensorboard", "train", "Logging a training run") from error
         self.path = run / "metrics.jsonl"
         self._board: Any = None
-        self._make: Callable[[str], Any] = SummaryWriter
+        self._make: Callable[..., Any] = SummaryWriter
         self._boards = str(run / "tensorboard")
         self._begun = time.monotonic()
+        self._purge: int | None = None
 
     def write(self, record: Mapping[str, Any], *, total: int) -> None:
         """Append one record; ``total`` is the step over all stages."""
-        fault("log.append")
-        seconds = round(time.monotonic() - self._begun, 3)
-        safe_files.append_line(self.path, json.dumps({**record, "seconds": seconds}))
-        self._board = self._board or self._make(self._boards)
+        line = json.dumps({**record, "seconds": round(time.monotonic() - self._begun, 3)})
+        if armed("log.append.half"):  # what a kill inside the write leaves; the next append cuts it away
+            safe_files.append_line(self.path, line)
+            os.truncate(self.path, self.bytes() - len(line) // 2)
+            fault("log.append.half", file=self.path)
+        safe_files.append_line(self.path, line)
+        self._board = self._board or self._make(self._boards, purge_step=self._purge)
         for name, value in record.items():
             if isinstance(value, float):
                 self._board.add_scalar(f"{record['stage']}/{name}", value, total)
 
     def bytes(self) -> int:
-        """Length of the whole lines so far."""
+        """Length so far."""
         return self.path.stat().st_size if self.path.is_file() else 0
 
-    def cut(self, length: int) -> None:
-        """Forget what was written after ``length``."""
+    def commit(self) -> int:
+        """Force the lines so far to disk, before a checkpoint refers to their length, and return it."""
         if self.path.is_file():
-            os.truncate(self.path, min(length, self.path.stat().st_size))
+            safe_files.fsync_path(self.path)
+        return self.bytes()
+
+    def cut(self, length: int, *, total: int) -> None:
+        """Forget what was written after ``length``; TensorBoard hides what it was shown after step ``total``."""
+        self._purge = total + 1
+        if self.path.is_file():
+            os.truncate(self.path, min(length, self.bytes()))
+
+    def close(self) -> None:
+        """Hand TensorBoard what it has not seen yet."""
+        if self._board is not None:
+            self._board.close()

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import signal
 import threading
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from codebrain import metrics
 from codebrain.data.slices import SliceStore
-from codebrain.errors import EnvironmentRefused, missing_extra, refusal
+from codebrain.errors import CodeBrainError, EnvironmentRefused, missing_extra, refusal
 from codebrain.faults import fault
 from codebrain.imaging import safe_files
 from codebrain.models import build_model, save_model
@@ -39,7 +40,11 @@ from codebrain.training.log import RunLog
 from codebrain.vocabulary import ModalitySet
 
 _log = logging.getLogger(__name__)
+
 _MOST_FAILURES = 3
+"""Checkpoints that fail one after another before the run stops."""
+_WITHOUT_EFFECT = {"checkpoint_steps", "checkpoint_minutes"}
+"""Settings that change nothing in what is learnt, so a resumed run may have others."""
 
 Advance = Callable[[int, int, str], None]
 
@@ -53,11 +58,13 @@ class Position:
         step: optimiser steps done in it.
         best: highest validation PSNR of the stage in dB, and the step it was reached at.
         scores: best validation PSNR of finished stages.
-        total: steps done in all stages, the checkpoint's name.
+        total: steps done in all stages and one for every finished stage, the checkpoint's name.
+        judged: step of the last validation; a signal may come in the middle of one, which is then repeated.
     """
 
     stage: int = 0
     step: int = 0
+    judged: int = 0
     best: float | None = None
     best_step: int = 0
     scores: dict[str, float] = field(default_factory=dict)
@@ -96,10 +103,15 @@ def train(
     fabric = _fabric(config, device)
     with _one_process(run, fabric, resume=resume):
         trainer = _Trainer(config, store, run, fabric, progress)
-        trainer.restore(resume=resume, accept_changes=accept_changes)
-        with _Stop() as stop:
-            trainer.run_stages(stop)
-        return trainer.export()
+        try:
+            trainer.restore(resume=resume, accept_changes=accept_changes)
+            with _Stop() as stop:
+                trainer.run_stages(stop)
+            return trainer.export()
+        finally:
+            trainer.close()
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
 
 
 class _Trainer:
@@ -111,16 +123,18 @@ class _Trainer:
         torch.manual_seed(config.seed)
         self.model = build_model(config.model, self.modalities, config.settings).to(fabric.device)
         _refuse_unknown_stages(config, self.model)
+        _refuse_bad_crops(config, store)
         self.batches = [self._batches(number) for number in range(len(self.model.stages))]
         self.length = [
             b.steps if self.model.players(stage) else 0
             for stage, b in zip(self.model.stages, self.batches, strict=True)
         ]
         self.position = Position()
-        self.checkpoints = Checkpoints(run / "checkpoints")
+        self.checkpoints = Checkpoints(run / "checkpoints", owner=fabric.is_global_zero)
         self.log = RunLog(run) if fabric.is_global_zero else None
         self.progress = progress
         self._saved_at = time.monotonic()
+        self._failures = 0
 
     # --- stages ---
 
@@ -142,21 +156,27 @@ class _Trainer:
         batches, steps = self.batches[number], self.length[number]
         players = self.model.players(stage)
         optimisers = self._optimisers(stage, players)
-        while self.position.step < steps:
-            step = self.position.step
-            record = self._step(stage, settings, players, optimisers, batches.batch(step), steps)
-            fault("step.before_counter")
-            self.position.step, self.position.total = step + 1, self.position.total + 1
-            self._write_log({"stage": stage, "step": step + 1, **record})
-            if (step + 1) % settings.validate_every == 0 or step + 1 == steps:
-                self._validate(stage)
-            if (step + 1) * settings.batch_size % max(batches.slices, 1) < settings.batch_size:
-                fault("epoch.end")
+        while self.position.step < steps or self._unjudged(settings, steps):
+            if not self._unjudged(settings, steps):
+                step = self.position.step
+                record = self._step(stage, settings, players, optimisers, batches.batch(step), steps)
+                fault("step.before_counter")
+                self.position.step, self.position.total = step + 1, self.position.total + 1
+                self._write_log({"stage": stage, "step": step + 1, **record})
+                self._tell(stage, record)
+                if (step + 1) * settings.batch_size % batches.slices < settings.batch_size:
+                    fault("epoch.end")
+            if self._unjudged(settings, steps):
+                self._validate(stage, stop)
             stopping = self._anyone(stop.number)
-            if stopping or self._due(step + 1 == steps):
+            if stopping or self._due(self.position.step == steps):
                 self._save(optimisers)
                 stop.obey(stopping)
-            self._tell(stage, record)
+
+    def _unjudged(self, settings: StageConfig, steps: int) -> bool:
+        """Whether a validation is due after the steps done so far."""
+        step = self.position.step
+        return step > self.position.judged and (step % settings.validate_every == 0 or step == steps)
 
     def _step(
         self,
@@ -222,33 +242,58 @@ class _Trainer:
             hint="Look at these slices, or lower the learning rate; --resume goes on from the last checkpoint.",
         )
 
-    def _validate(self, stage: str) -> None:
-        """Mean PSNR over slices, leave-one-out patterns and absent contrasts; the best weights are kept."""
-        if not self.store.counts()["val"]:
+    def _validate(self, stage: str, stop: _Stop) -> None:
+        """Mean PSNR over slices, leave-one-out patterns and absent contrasts; the best weights are kept.
+
+        A signal breaks it off, because it can take longer than the half minute that a cluster leaves us; the
+        validation is then due again on resuming.
+        """
+        score = math.nan
+        if self.log is not None and self.store.counts()["val"]:
+            score = self._score(stage, stop)
+        score, broken = self.fabric.broadcast((score, self.log is not None and bool(stop.number)))
+        if broken:
             return
-        self.model.eval()
-        score = validation_psnr(
-            self.model, self.store, stage=stage, most=self.config.validation_slices, device=self.fabric.device
-        )
+        self.position.judged = self.position.step
+        if not math.isfinite(score):
+            return
         self._write_log({"stage": stage, "step": self.position.step, "validation_psnr": score})
+        _log.info("%s, step %d: validation %.2f dB", stage, self.position.step, score)
         if self.position.best is None or score > self.position.best:
             fault("best.update")
             name = _best_name(stage, self.position.step)
-            if not self.fabric.is_global_zero or self._commit(name, {}, {"psnr": score}):
+            if self.fabric.broadcast(self.log is not None and self._commit(name, {}, {"psnr": score})):
                 self.position.best, self.position.best_step = score, self.position.step
+
+    def _score(self, stage: str, stop: _Stop) -> float:
+        score = validation_psnr(
+            self.model.eval(), self.store, stage=stage, most=self.config.validation_slices,
+            device=self.fabric.device, stopping=lambda: bool(stop.number),
+        )  # fmt: skip
+        if not math.isfinite(score) and not stop.number:
+            _log.warning("%s, step %d: the validation score is not a number", stage, self.position.step)
+        return score
 
     def _end_stage(self, stage: str) -> None:
         """Go on with the best weights of the stage, if validation chose some, and commit that."""
         if self.position.best is not None:
-            _log.info("%s: best validation %.2f dB at step %d", stage, self.position.best, self.position.best_step)
             self.fabric.barrier()
-            best = self.checkpoints.read(self.checkpoints.folder / _best_name(stage, self.position.best_step))
-            self.model.load_state_dict(best.model)
-            self.position.scores[stage] = self.position.best
+            self._take_best(stage, self.position.best)
         elif self.model.players(stage):
-            _log.info("%s: no validation patients, so the last step is the result", stage)
+            _log.info("%s: nothing to validate with, so the last step is the result", stage)
         self.position = Position(self.position.stage + 1, scores=self.position.scores, total=self.position.total + 1)
         self._save({})
+        self.fabric.barrier()
+
+    def _take_best(self, stage: str, score: float) -> None:
+        try:
+            best = self.checkpoints.read(self.checkpoints.folder / _best_name(stage, self.position.best_step))
+        except CodeBrainError as error:
+            _log.warning("%s: the best weights are lost, so the last step is the result: %s", stage, error)
+            return
+        self.model.load_state_dict(best.model)
+        self.position.scores[stage] = score
+        _log.info("%s: the best weights are those of step %d, %.2f dB", stage, self.position.best_step, score)
 
     # --- state ---
 
@@ -267,10 +312,12 @@ class _Trainer:
                 hint="Leave out --resume to start.",
             )
         _refuse_changes(found, self._hashes(), accept=accept_changes)
-        self.model.load_state_dict({name: value.to(self.fabric.device) for name, value in found.model.items()})
+        _refuse_other_weights(found, self.model)
+        self.model.load_state_dict(found.model)
         self.position = Position(**found.state["position"])
         if self.log is not None:
-            self.log.cut(found.state["log_bytes"])
+            self.log.cut(found.state["log_bytes"], total=self.position.total)
+            safe_files.write_text(self.run / "config.yaml", self.config.to_yaml())
         self._resumed = found
         _log.info("resuming from %s, the newest checkpoint that verifies", found.path.name)
 
@@ -278,7 +325,7 @@ class _Trainer:
         """Write the configuration and a checkpoint of step 0, so that there is always one to resume from."""
         if self.log is not None:
             safe_files.write_text(self.run / "config.yaml", self.config.to_yaml())
-            self.log.cut(0)
+            self.log.cut(0, total=0)
         self._save({})
 
     def _save(self, optimisers: Mapping[str, torch.optim.Optimizer]) -> None:
@@ -291,7 +338,8 @@ class _Trainer:
             for index, quantities in optimiser.state_dict()["state"].items()
             for quantity, value in quantities.items()
         }
-        state = {"position": vars(self.position), "log_bytes": self.log.bytes(), **self._hashes()}
+        self._refuse_nonfinite_weights()
+        state = {"position": vars(self.position), "log_bytes": self.log.commit(), **self._hashes()}
         if self._commit(f"step-{self.position.total:09d}", optim, state):
             self._prune_best()
 
@@ -308,13 +356,22 @@ class _Trainer:
         self._failures = 0
         return True
 
-    _failures = 0
+    def _refuse_nonfinite_weights(self) -> None:
+        """A finite gradient can still throw weights out of range; such weights must not displace good ones."""
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point() and not bool(value.isfinite().all()):
+                raise refusal(
+                    "DIVERGED", f"the weights {name} are not finite after step {self.position.total}",
+                    hint="Lower the learning rate; --resume goes on from the last checkpoint.",
+                )  # fmt: skip
 
     def _prune_best(self) -> None:
         """Remove best weights that no checkpoint refers to any more."""
         kept = set()
         for path in self.checkpoints.paths():
-            position = json.loads((path / "state.json").read_bytes())["position"]
+            position = self.checkpoints.position(path)
+            if position is None:
+                return
             stage = self.model.stages[min(position["stage"], len(self.model.stages) - 1)]
             kept.add(_best_name(stage, position["best_step"]))
         for path in self.checkpoints.folder.glob("best-*"):
@@ -395,22 +452,39 @@ class _Trainer:
     def _tell(self, stage: str, record: Mapping[str, float]) -> None:
         if self.progress is not None and self.fabric.is_global_zero:
             shown = record.get("psnr_absent", record.get("accuracy"))
-            self.progress(self.position.total, sum(self.length), stage if shown is None else f"{stage} {shown:.2f}")
+            done = sum(self.length[: self.position.stage]) + self.position.step
+            self.progress(done, sum(self.length), stage if shown is None else f"{stage} {shown:.2f}")
+
+    def close(self) -> None:
+        """Let go of the log."""
+        if self.log is not None:
+            self.log.close()
 
 
 @torch.no_grad()
 def validation_psnr(
-    model: ImputationModel, store: SliceStore, *, stage: str, most: int | None = None, device: Any = "cpu"
+    model: ImputationModel,
+    store: SliceStore,
+    *,
+    stage: str,
+    most: int | None = None,
+    device: Any = "cpu",
+    stopping: Callable[[], bool] = lambda: False,
 ) -> float:
-    """Mean PSNR in dB of absent contrasts over validation slices and their leave-one-out patterns."""
+    """Mean PSNR in dB of absent contrasts over validation slices and their leave-one-out patterns.
+
+    NaN when no validation subject has two of the model's contrasts, or when ``stopping`` says to break off.
+    """
     scores = []
     for images, available, ids in stacks(store, "val", model.modalities, most=most):
         for present in leave_one_out(available):
             batch = Batch(images.to(device), available.to(device), present.to(device), ids)
+            if stopping():
+                return math.nan
             completed = model.validate(batch, stage=stage).clamp(0, 1)
             scores.append(metrics.psnr(completed, batch.images)[batch.absent].cpu())
             fault("val.mid")
-    return float(torch.cat(scores).mean())
+    return float(torch.cat(scores).mean()) if scores else math.nan
 
 
 def _best_name(stage: str, step: int) -> str:
@@ -466,12 +540,27 @@ def _refuse_unknown_stages(config: TrainConfig, model: ImputationModel) -> None:
             )  # fmt: skip
 
 
+def _refuse_bad_crops(config: TrainConfig, store: SliceStore) -> None:
+    multiple = store.preparation.multiple
+    for name, stage in config.stages.items():
+        if stage.crop is not None and stage.crop % multiple:
+            raise refusal("CONFIG", f"crops must be a multiple of {multiple}, as the slices are",
+                          field=f"stages.{name}.crop", found=stage.crop)  # fmt: skip
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+    """``{"a.b": value}`` of nested mappings."""
+    if not isinstance(tree, Mapping):
+        return {path: tree}
+    return {k: v for key, value in tree.items() for k, v in _flat(value, f"{path}.{key}".lstrip(".")).items()}
+
+
 def _refuse_changes(found: Checkpoint, now: Mapping[str, Any], *, accept: bool) -> None:
-    before = found.state
+    before, older, newer = found.state, _flat(found.state["config"]), _flat(now["config"])
     changes = [
-        f"{key}: {before['config'].get(key)!r} is now {value!r}"
-        for key, value in now["config"].items()
-        if before["config"].get(key) != value
+        f"{key}: {older.get(key)!r} is now {newer.get(key)!r}"
+        for key in {**older, **newer}
+        if older.get(key) != newer.get(key) and key not in _WITHOUT_EFFECT
     ]
     if before["data"] != now["data"]:
         changes.append("the training data are others (fingerprint)")
@@ -483,7 +572,21 @@ def _refuse_changes(found: Checkpoint, now: Mapping[str, Any], *, accept: bool) 
     _log.warning("going on with changes: %s", "; ".join(changes))
 
 
+def _refuse_other_weights(found: Checkpoint, model: nn.Module) -> None:
+    theirs = {name: tuple(value.shape) for name, value in found.model.items()}
+    ours = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    changed = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    if changed:
+        raise refusal(
+            "CKPT_MISMATCH", "the checkpoint holds the weights of a model with another architecture or contrasts: "
+            f"{len(changed)} differ, {changed[0]} first", file=found.path,
+            found=theirs.get(changed[0]), expected=ours.get(changed[0]), hint="Start a new run in another folder.",
+        )  # fmt: skip
+
+
 def _fabric(config: TrainConfig, device: str) -> Any:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise refusal("CONFIG", "no such device", field="--device", found=device, expected="auto, cpu or cuda[:N]")
     try:
         from lightning_fabric import Fabric
     except ImportError as error:
@@ -513,6 +616,8 @@ def _one_process(run: Path, fabric: Any, *, resume: bool) -> Iterator[None]:
         fabric.barrier()
         yield
         return
+    if resume and not run.is_dir():
+        raise refusal("CKPT_NONE", "there is no run to resume", file=run, hint="Leave out --resume to start.")
     if not resume and _occupied(run):
         raise refusal(
             "OUT_EXISTS",

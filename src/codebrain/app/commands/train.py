@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -80,11 +81,13 @@ def _train(
     if threads is not None:
         torch.set_num_threads(threads)
     store = SliceStore.open(data)
-    with progress("training", quiet=quiet) as bar:
+    with progress("training", quiet=quiet or as_json) as bar:
         model = train(
             config, store, out, device=device, resume=resume, accept_changes=accept_changes,
             progress=_teller(bar, as_json=as_json, quiet=quiet),
         )  # fmt: skip
+    if os.environ.get("RANK", "0") != "0":  # torchrun: the first process speaks for all
+        return
     if as_json:
         emit_json({"model": str(model), "done": True})
     else:
