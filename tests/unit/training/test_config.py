@@ -25,7 +25,7 @@ def test_every_recipe_reads_and_names_real_stages_and_players(name: str) -> None
 def test_every_recipe_says_how_long_where_and_how_good(name: str) -> None:
     from codebrain.training.config import RECIPES
 
-    header = (RECIPES / f"{name}.yaml").read_text().split("model:")[0]
+    header = (RECIPES / f"{name}.yaml").read_text().split("\nmodel:")[0]
     for word in ("codebrain train", "Hardware", "xpected score"):
         assert word in header, word
 
@@ -49,6 +49,12 @@ BAD = {
     "not YAML": ("model: [codebrain\n", "line"),
     "python object": ("model: !!python/object/apply:os.system ['true']\n", "line 1"),
     "no mapping": ("- model\n", "mapping"),
+    "key twice": ("model: codebrain\nseed: 1\nseed: 2\n", "line 3"),
+    "no steps": ("model: codebrain\nstages:\n  grading:\n    steps: 0\n", "line 4, stages.grading.steps"),
+    "steps and epochs": ("model: codebrain\nstages:\n  grading: {steps: 2, epochs: 1}\n", "not both"),
+    "negative rate": ("model: codebrain\nstages: {grading: {optimisers: {grader: {lr: -1}}}}\n", "optimisers.grader.lr"),
+    "rate that is no number": ("model: codebrain\nstages: {grading: {optimisers: {grader: {lr: .nan}}}}\n", "finite"),
+    "text for a number": ("model: codebrain\nseed: '7'\n", "line 2, seed"),
 }
 
 
@@ -61,6 +67,17 @@ def test_a_bad_file_is_refused_by_name(case: str, tmp_path: Path) -> None:
         load_config(file)
     assert caught.value.code == "CONFIG"
     assert expected in str(caught.value)
+
+
+def test_a_rate_may_be_written_without_a_point() -> None:
+    config = load_config("codebrain_small", ["stages.grading.optimisers.grader.lr=1e-4"])
+    assert config.stages["grading"].optimisers["grader"].lr == 1e-4
+
+
+def test_a_bad_override_is_not_blamed_on_a_line_of_the_file() -> None:
+    with pytest.raises(UsageError) as caught:
+        load_config("codebrain_small", ["seed=many"])
+    assert "line" not in str(caught.value) and caught.value.field == "seed"
 
 
 def test_overrides_reach_any_depth() -> None:
