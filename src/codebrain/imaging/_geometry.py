@@ -21,6 +21,9 @@ _UNITS = {1: (1000.0, "metres"), 2: (1.0, "millimetres"), 3: (0.001, "micrometre
 _SHEAR = 1e-3
 _FORMS_VOXELS = 0.1
 _FAR_MM = 1e4
+_QUATERNION = -3.6e-7
+"""1 minus the squares of a unit quaternion in float32, at the least; nibabel draws the line here, too."""
+
 _SANE_ZOOM = (1e-6, 1e6)
 _RESAMPLE = "Resample the scan onto a grid with right angles and give that."
 
@@ -78,13 +81,15 @@ def _qform(header: Any, path: Path | None) -> Affine:
     quaternion = np.array([header[f"quatern_{part}"] for part in "bcd"], np.float64)
     offset = np.array([header[f"qoffset_{axis}"] for axis in "xyz"], np.float64)
     rest = 1.0 - float(quaternion @ quaternion)
-    if not (np.isfinite(quaternion).all() and np.isfinite(offset).all() and rest > -1e-5):
+    if not (np.isfinite(quaternion).all() and np.isfinite(offset).all() and rest > _QUATERNION):
         raise refusal(
             "GEO_AFFINE", "the quaternion is not a rotation", file=path, field="quatern_b, quatern_c, quatern_d",
             found=quaternion.tolist(), expected="squares that sum to 1 or less",
             hint="The header is damaged; convert the scan again, for example with dcm2niix.",
         )  # fmt: skip
-    rotation = quat2mat([np.sqrt(max(rest, 0.0)), *quaternion])
+    if rest < 1e-7:  # half a turn, as near as float32 tells: rounding is not to become a small rotation
+        quaternion, rest = quaternion / np.linalg.norm(quaternion), 0.0
+    rotation = quat2mat([np.sqrt(rest), *quaternion])
     zooms = np.array(header["pixdim"][1:4], np.float64)
     if header["pixdim"][0] < 0:
         zooms[2] = -zooms[2]

@@ -29,6 +29,12 @@ _COLOUR = (128, 2304)
 _FLOAT128 = 1536
 
 
+def binary128(order: str) -> np.dtype[Any]:
+    """IEEE quadruple precision as two words; ``numpy.longdouble`` is another format on most machines."""
+    words = ("low", "high") if order == "<" else ("high", "low")
+    return np.dtype([(word, f"{order}u8") for word in words])
+
+
 @dataclass(frozen=True)
 class Promise:
     """What a header says about the voxels that follow.
@@ -185,8 +191,8 @@ def _dtype(header: Any, path: Path | None, name: str) -> tuple[np.dtype[Any], li
     if code in _COLOUR:
         raise refusal("IN_DTYPE", "the voxels are colours", file=path, field="datatype", found=code,
                       expected="one number per voxel", hint="Give the scan, not a rendering of it.")  # fmt: skip
-    if code == _FLOAT128 and np.dtype(np.longdouble).itemsize == 16:
-        dtype = np.dtype(np.longdouble).newbyteorder(header.endianness)
+    if code == _FLOAT128:
+        dtype = binary128(header.endianness)
     elif code in _TYPES:
         dtype = np.dtype(header.endianness + _TYPES[code])
     else:

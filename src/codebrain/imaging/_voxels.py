@@ -35,7 +35,7 @@ def scanner_units(
     data = np.empty(stored.shape, np.float32, order="F")
     with np.errstate(over="ignore", invalid="ignore"):
         for k in range(stored.shape[2]):
-            plane = stored[:, :, k]
+            plane = stored[:, :, k] if stored.dtype.names is None else _from_binary128(stored[:, :, k])
             if (slope, intercept) != (1.0, 0.0):
                 plane = plane.astype(np.float64) * slope + intercept
             data[:, :, k] = plane
@@ -46,6 +46,16 @@ def scanner_units(
         return data, []
     message = f"integers up to {largest} were rounded to float32, which is exact up to {_EXACT}"
     return data, [Notice("IN_PRECISION", message, name)]
+
+
+def _from_binary128(words: NDArray[Any]) -> NDArray[np.float64]:
+    """Source: IEEE 754-2019, table 3.5: 1 sign bit, 15 of exponent (bias 16383), 112 of fraction."""
+    high, low = words["high"].astype(np.uint64), words["low"].astype(np.uint64)
+    exponent = ((high >> np.uint64(48)) & np.uint64(0x7FFF)).astype(np.int64)
+    fraction = (high & np.uint64(0xFFFFFFFFFFFF)).astype(np.float64) * 2.0**-48 + low.astype(np.float64) * 2.0**-112
+    value = np.ldexp(np.where(exponent == 0, 0.0, 1.0 + fraction), np.clip(exponent - 16383, -1080, 1080))
+    value = np.where(exponent == 0x7FFF, np.where(fraction == 0, np.inf, np.nan), value)
+    return np.where(high >> np.uint64(63), -value, value)
 
 
 def judge_voxels(data: Image, path: Path | None, name: str) -> tuple[Image, list[Notice]]:

@@ -204,7 +204,9 @@ def volume_image(data: NDArray[Any], *, like: Volume, description: str, intent_n
     header = _output_header(like, description, intent_name)
     values = np.asarray(data, np.float32).reshape(like.shape_on_disk)
     cls = nib.Nifti2Image if header.sizeof_hdr == 540 else nib.Nifti1Image
-    return cls(values, header.get_best_affine(), header)
+    image = cls(values, header.get_best_affine(), header)
+    _keep_grid(image.header, like)  # nibabel mends odd fields on the way
+    return image
 
 
 def _output_header(like: Volume, description: str, intent_name: str) -> Any:
@@ -212,12 +214,18 @@ def _output_header(like: Volume, description: str, intent_name: str) -> Any:
     header = nib.Nifti2Header() if wide else nib.Nifti1Header()
     header.set_data_dtype(np.float32)
     header.set_data_shape(like.shape_on_disk)
-    for field in _GRID_FIELDS:
-        header[field] = like.header[field]
+    _keep_grid(header, like)
     header["descrip"] = description.encode()[:79]
     header["intent_name"] = intent_name.encode()[:15]
     header["scl_slope"], header["scl_inter"] = 1.0, 0.0
     return header
+
+
+def _keep_grid(header: Any, like: Volume) -> None:
+    for field in _GRID_FIELDS:
+        header[field] = like.header[field]
+    if tuple(like.header["dim"][1 : like.header["dim"][0] + 1]) == like.shape_on_disk:
+        header["dim"] = like.header["dim"]
 
 
 def write_volume(target: Path | str, data: NDArray[Any], *, like: Volume, description: str, intent_name: str) -> None:
