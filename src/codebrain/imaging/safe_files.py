@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from codebrain.errors import CodeBrainError, Notice, refusal
 
@@ -118,13 +118,20 @@ def _concerns(error: OSError, temporary: Path, target: Path) -> bool:
     return named is None or Path(os.fsdecode(named)) in (temporary, target, target.parent)
 
 
+@contextlib.contextmanager
+def atomic_stream(target: Path | str) -> Iterator[BinaryIO]:
+    """A binary stream whose content becomes ``target`` at once on leaving, as :func:`atomic_path` does."""
+    with atomic_path(target) as temporary, temporary.open("wb") as stream:
+        yield stream
+
+
 def write_bytes(target: Path | str, content: bytes) -> None:
     """Write ``content`` to ``target``, all or nothing.
 
     Raises:
         EnvironmentRefused: as :func:`atomic_path`.
     """
-    with atomic_path(target) as temporary, temporary.open("wb") as stream:
+    with atomic_stream(target) as stream:
         stream.write(content)
 
 

@@ -237,7 +237,7 @@ def write_volume(target: Path | str, data: NDArray[Any], *, like: Volume, descri
         EnvironmentRefused: ``OUT_SPACE``, ``OUT_PERMISSION``, ``OUT_NAME``.
     """
     image = volume_image(data, like=like, description=description, intent_name=intent_name)
-    with safe_files.atomic_path(target) as temporary, temporary.open("wb") as stream:
+    with safe_files.atomic_stream(target) as stream:
         if Path(target).name.endswith(".gz"):
             with gzip.GzipFile("", "wb", compresslevel=_LEVEL, fileobj=stream, mtime=0) as packed:
                 _write(packed, image)
