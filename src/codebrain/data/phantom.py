@@ -27,20 +27,33 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from codebrain.data import phantom_anatomy as anatomy
-from codebrain.data import phantom_head, phantom_lesions, phantom_physics
 from codebrain.data.phantom_anatomy import Array, Shape
+from codebrain.data.phantom_patient import Lesion, Patient, build_patient
+from codebrain.data.phantom_physics import (
+    Scanner,
+    Sequence,
+    Tissue,
+    acquire,
+    draw_lesion_tissues,
+    draw_sequences,
+    draw_tissues,
+    mixed_signal,
+    signal,
+)
 from codebrain.errors import refusal
 from codebrain.imaging import safe_files
+from codebrain.marks import RESEARCH_USE_ONLY, SYNTHETIC
 from codebrain.vocabulary import Modality
 
-Lesion = Literal["none", "ms", "tumour"]
 LesionChoice = Literal["none", "ms", "tumour", "mixed"]
 Progress = Callable[[int, int, str], None]
 
-MARK = "SYNTHETIC phantom"
+MARK = f"{SYNTHETIC} phantom"
 TISSUE_LABELS = {1: "cerebrospinal fluid", 2: "grey matter", 3: "white matter", 4: "vessel", 5: "rest of the head"}
+"""Values of the tissue image; 0 is air or background, lesions count as white matter."""
 SPACING_LIMITS_MM = (0.5, 6.0)
+_LABEL = {"fluid": 1, "grey": 2, "white": 3, "vessel": 4, "air": 0}
+_LABEL |= dict.fromkeys(("dura", "bone", "marrow", "fat", "muscle", "skin"), 5)
 _EXTENT_MM = {False: (168.0, 208.0, 176.0), True: (200.0, 240.0, 216.0)}
 _FLIPS = {"RAS": (1, 1, 1), "LAS": (-1, 1, 1), "LPS": (-1, -1, 1)}
 
@@ -63,14 +76,13 @@ class PhantomStudy:
 
 
 @dataclass(frozen=True)
-class _Patient:
-    """Fractions and local variation at the voxels of ``mask`` ``(i, j, k)``."""
+class _Grid:
+    """Voxel grid: ``shape`` in RAS order, ``affine`` as stored in ``orientation``."""
 
-    mask: NDArray[np.bool_]
-    fractions: dict[str, Array]
-    relax: dict[str, tuple[Array, Array, Array]]
-    lesions: phantom_lesions.Lesions | None
-    facts: dict[str, Any]
+    shape: Shape
+    affine: NDArray[np.float64]
+    orientation: str
+    spacing_mm: float
 
 
 def simulate_study(
@@ -97,249 +109,128 @@ def simulate_study(
         EnvironmentRefused: ``ENV_EXTRA`` when nilearn is not installed.
     """
     _check(seed, lesion, spacing_mm)
-    streams = {name: np.random.default_rng([seed, number]) for number, name in enumerate(_STREAMS)}
-    shape, affine, orientation = _grid(streams["grid"], head, spacing_mm)
-    patient = _patient(streams, shape, lesion=lesion, head=head, spacing_mm=spacing_mm)
-    tissues, sequences, truth = _physics(streams["physics"], lesion)
-    images = {}
-    for number, modality in enumerate(Modality):
-        chance = np.random.default_rng([seed, 100 + number])
-        scanner = phantom_physics.Scanner.draw(chance)
-        if modality not in set(modalities):
-            continue
-        clean = phantom_physics.mixed_signal(sequences[modality], tissues, patient.fractions, patient.relax)
-        reference = float(phantom_physics.signal(sequences[modality], tissues["white"])[0])
-        data = phantom_physics.acquire(chance, scanner, clean, patient.mask, reference=reference, spacing_mm=spacing_mm)
-        images[modality] = _image(data, affine, orientation, f"{modality} seed {seed}")
-        truth["scanner"][str(modality)] = asdict(scanner)
-    truth |= {"seed": seed, "lesion": lesion, "head": head, "spacing_mm": spacing_mm}
-    truth |= {"orientation": orientation, **patient.facts}
-    made = _labels(patient, affine, orientation, seed) if labels else (None, None)
-    return PhantomStudy(images, *made, truth)
-
-
-_STREAMS = ("grid", "physics", "warp", "texture", "vessels", "lesions", "head")
+    grid = _draw_grid(np.random.default_rng([seed, 0]), head, spacing_mm)
+    patient = build_patient(seed, grid.shape, lesion=lesion, head=head, spacing_mm=spacing_mm)
+    tissues, sequences, field_t = _draw_physics(np.random.default_rng([seed, 1]), lesion)
+    wanted = [modality for modality in Modality if modality in set(modalities)]
+    scanners, images = {}, {}
+    for modality in wanted:
+        chance = np.random.default_rng([seed, 100 + list(Modality).index(modality)])
+        scanners[modality] = Scanner.draw(chance)
+        data = _scan(chance, scanners[modality], sequences[modality], tissues, patient, spacing_mm)
+        images[modality] = _image(data, grid, f"{modality} seed {seed}")
+    truth = {
+        "synthetic": True,
+        "note": f"{MARK}: simulated from MR physics, no scan of a person. {RESEARCH_USE_ONLY}.",
+        "seed": seed, "lesion": lesion, "head": head, "spacing_mm": spacing_mm, "field_tesla": field_t,
+        "tissues": {name: asdict(tissue) for name, tissue in tissues.items()},
+        "sequences": {str(modality): asdict(sequences[modality]) for modality in wanted},
+        "scanner": {str(modality): asdict(scanner) for modality, scanner in scanners.items()},
+        "orientation": grid.orientation, "tissue_labels": TISSUE_LABELS, "patient": patient.facts,
+    }  # fmt: skip
+    tissue_image = _image(_tissue_labels(patient), grid, f"tissues seed {seed}") if labels else None
+    return PhantomStudy(images, tissue_image, _lesion_image(patient, grid, seed) if labels else None, truth)
 
 
 def _check(seed: int, lesion: str, spacing_mm: float) -> None:
+    low, high = SPACING_LIMITS_MM
     if seed < 0:
-        raise refusal("CONFIG", "a seed is a whole number", field="seed", found=seed, expected="0 or more")
+        raise refusal("CONFIG", "this is no seed", field="seed", found=seed, expected="0 or more")
     if lesion not in ("none", "ms", "tumour"):
         raise refusal(
-            "CONFIG", "this kind of lesion is not known", field="lesion", found=lesion, expected="none, ms or tumour"
-        )
-    low, high = SPACING_LIMITS_MM
+            "CONFIG", "this kind of lesion is not known", field="lesion", found=lesion,
+            expected="none, ms, tumour, or mixed where several studies are made",
+        )  # fmt: skip
     if not low <= spacing_mm <= high:
         raise refusal(
-            "CONFIG",
-            "the phantom cannot have this voxel size",
-            field="spacing",
-            found=f"{spacing_mm} mm",
-            expected=f"{low} to {high} mm",
-        )
+            "CONFIG", "the phantom cannot have this voxel size", field="spacing",
+            found=f"{spacing_mm} mm", expected=f"{low} to {high} mm",
+        )  # fmt: skip
 
 
-def _grid(generator: np.random.Generator, head: bool, spacing_mm: float) -> tuple[Shape, NDArray[np.float64], str]:
-    """Shape in RAS order, the stored affine, and the stored orientation."""
+def _draw_grid(generator: np.random.Generator, head: bool, spacing_mm: float) -> _Grid:
     i, j, k = (2 * round(mm / spacing_mm / 2) for mm in _EXTENT_MM[head])
     orientation = str(generator.choice(list(_FLIPS)))
-    signs = np.array(_FLIPS[orientation], float)
+    steps = np.array(_FLIPS[orientation]) * spacing_mm
     centre = np.round(generator.uniform(-12, 12, 3), 2)
-    affine = np.diag([*(signs * spacing_mm), 1.0])
-    affine[:3, 3] = centre - signs * spacing_mm * (np.array([i, j, k]) - 1) / 2
-    return (i, j, k), affine.astype(np.float32).astype(np.float64), orientation
+    affine = np.diag([*steps, 1.0])
+    affine[:3, 3] = centre - steps * (np.array([i, j, k]) - 1) / 2
+    return _Grid((i, j, k), affine.astype(np.float32).astype(np.float64), orientation, spacing_mm)
 
 
-def _patient(
-    streams: dict[str, np.random.Generator], shape: Shape, *, lesion: Lesion, head: bool, spacing_mm: float
-) -> _Patient:
-    template = anatomy.load_template(max(1, min(4, int(spacing_mm))))
-    age = float(streams["warp"].uniform(0, 1))
-    warp = anatomy.Warp.draw(streams["warp"], age)
-    grid_points = anatomy.template_points(streams["warp"], warp, shape, spacing_mm)
-    plan = phantom_lesions.plan_tumour(streams["lesions"], template) if lesion == "tumour" else None
-    if plan is not None:
-        reach = np.full(3, 1.6 * (plan.core_mm + plan.rim_mm) + 8, np.float32)
-        grid_points = anatomy.swell(grid_points, np.array(plan.centre, np.float32), reach, plan.push)
-    outside = template.sample(template.outside, grid_points.reshape(3, -1)).reshape(shape)
-    texture = _Texture(streams["texture"], shape, spacing_mm)
-    tightness = float(streams["warp"].uniform(-1.2, 0.4))
-    brain = outside < tightness + 0.4 * texture.everywhere(15.0)
-    points = grid_points[:, brain]
-    sulci = float(np.clip(streams["warp"].normal(0.45 + 0.35 * age, 0.12), 0.15, 0.95))
-    wander = tuple(texture.field(brain, mm) for mm in (9.0, 7.0, 7.0, 10.0))
-    sharpness = float(streams["warp"].uniform(1.6, 2.6))
-    fractions = anatomy.tissue_fractions(
-        template, points, (wander[0], wander[1], wander[2], wander[3]), sulci=sulci, sharpness=sharpness
-    )
-    lesions = _lesions(streams["lesions"], template, points, fractions, plan, lesion, shape, spacing_mm, brain)
-    vessels = template.sample(phantom_lesions.vessel_map(streams["vessels"], template), points).clip(0, 0.9)
-    _make_room(fractions, lesions, vessels)
-    relax = texture.relax(template.sample(template.detail, points), anatomy.iron(points), brain)
-    facts = {"age": age, "sulci": sulci, "sharpness": sharpness, "warp": asdict(warp)}
-    facts["lesions"] = None if lesions is None else lesions.facts
-    patient = _Patient(brain, fractions, relax, lesions, facts)
-    return _with_head(streams["head"], patient, grid_points, outside, spacing_mm) if head else patient
-
-
-def _lesions(
-    generator: np.random.Generator,
-    template: anatomy.Template,
-    points: Array,
-    fractions: dict[str, Array],
-    plan: phantom_lesions.TumourPlan | None,
-    lesion: Lesion,
-    shape: Shape,
-    spacing_mm: float,
-    brain: NDArray[np.bool_],
-) -> phantom_lesions.Lesions | None:
-    if lesion == "none":
-        return None
-    fine = anatomy.smooth_field(generator, shape, spacing_mm, 4.0 + spacing_mm)[brain]
-    if plan is None:
-        return phantom_lesions.plaques(generator, template, points, fractions, fine)
-    coarse = anatomy.smooth_field(generator, shape, spacing_mm, 16.0)[brain]
-    return phantom_lesions.tumour(plan, points, fractions, (coarse, fine))
-
-
-def _make_room(fractions: dict[str, Array], lesions: phantom_lesions.Lesions | None, vessels: Array) -> None:
-    """Vessels and lesions take the place of tissue; fractions keep adding up to 1, in place."""
-    taken = np.zeros_like(vessels) if lesions is None else sum(lesions.fractions.values())
-    for name in fractions:
-        fractions[name] = fractions[name] * (1 - taken) * (1 - vessels)
-    if lesions is not None:
-        fractions.update({name: f * (1 - vessels) for name, f in lesions.fractions.items()})
-    fractions["vessel"] = vessels
-
-
-class _Texture:
-    """Fine variation of tissue: no tissue is the same everywhere."""
-
-    def __init__(self, generator: np.random.Generator, shape: Shape, spacing_mm: float) -> None:
-        self._generator, self._shape, self._spacing = generator, shape, spacing_mm
-
-    def everywhere(self, control_mm: float) -> Array:
-        """Random field ``(i, j, k)``, standard deviation near 1."""
-        control = max(control_mm, 1.5 * self._spacing)
-        return anatomy.smooth_field(self._generator, self._shape, self._spacing, control)
-
-    def field(self, mask: NDArray[np.bool_], control_mm: float) -> Array:
-        """The same at the voxels of ``mask``, ``(n,)``."""
-        return self.everywhere(control_mm)[mask]
-
-    def relax(self, detail: Array, iron: Array, mask: NDArray[np.bool_]) -> dict[str, tuple[Array, Array, Array]]:
-        """Local factors on T1, T2 and PD of white and grey matter.
-
-        The template's detail is read as myelin: brighter on T1 means shorter T1 and T2, less water.
-        """
-        fine, middle, broad = (self.field(mask, mm) for mm in (2.5, 6.0, 30.0))
-        other, wide = self.field(mask, 5.0), self.field(mask, 30.0)
-        myelin = np.clip(detail, -0.2, 0.2)
-        common = 0.022 * fine + 0.024 * middle + 0.025 * broad
-        t1 = np.exp(-1.5 * myelin + common)
-        t2 = np.exp(-0.6 * myelin - 0.32 * iron + 0.6 * common + 0.020 * other + 0.020 * wide)
-        pd = np.exp(-0.25 * myelin + 0.3 * common + 0.006 * other)
-        factors = (t1.astype(np.float32), t2.astype(np.float32), pd.astype(np.float32))
-        return {"white": factors, "grey": factors}
-
-
-def _with_head(
-    generator: np.random.Generator, patient: _Patient, grid_points: Array, outside: Array, spacing_mm: float
-) -> _Patient:
-    """The same patient with every voxel of the grid filled: shells, neck, air."""
-    shape: Shape = (outside.shape[0], outside.shape[1], outside.shape[2])
-    controls = (35.0, max(9.0, 2 * spacing_mm), 16.0)
-    rest = ~patient.mask
-    wander = tuple(anatomy.smooth_field(generator, shape, spacing_mm, mm)[rest] for mm in controls)
-    around = phantom_head.head_fractions(outside[rest], grid_points[:, rest], (wander[0], wander[1], wander[2]))
-    everywhere = np.ones(shape, bool)
-    fractions = {
-        name: _merge(patient.mask, patient.fractions.get(name), around.get(name), 0.0)
-        for name in dict.fromkeys([*patient.fractions, *around])
-    }
-    relax = {
-        name: (
-            _merge(patient.mask, f1, None, 1.0),
-            _merge(patient.mask, f2, None, 1.0),
-            _merge(patient.mask, fp, None, 1.0),
-        )
-        for name, (f1, f2, fp) in patient.relax.items()
-    }
-    lesions = patient.lesions
-    if lesions is not None:
-        labels = np.zeros(shape, np.uint8)
-        labels[patient.mask] = lesions.labels
-        lesions = phantom_lesions.Lesions(lesions.fractions, labels.ravel(), lesions.facts)
-    return _Patient(everywhere, fractions, relax, lesions, patient.facts)
-
-
-def _merge(mask: NDArray[np.bool_], inside: Array | None, around: Array | None, default: float) -> Array:
-    volume = np.full(mask.shape, default, np.float32)
-    if inside is not None:
-        volume[mask] = inside
-    if around is not None:
-        volume[~mask] = around
-    return volume.ravel()
-
-
-def _physics(
+def _draw_physics(
     generator: np.random.Generator, lesion: Lesion
-) -> tuple[dict[str, phantom_physics.Tissue], dict[Modality, phantom_physics.Sequence], dict[str, Any]]:
+) -> tuple[dict[str, Tissue], dict[Modality, Sequence], float]:
     field_t = 1.5 if generator.random() < 0.5 else 3.0
-    tissues = phantom_physics.draw_tissues(generator, field_t)
-    sequences = phantom_physics.draw_sequences(generator, field_t, tissues["fluid"].t1)
+    tissues = draw_tissues(generator, field_t)
+    sequences = draw_sequences(generator, field_t, tissues["fluid"].t1)
     if lesion != "none":
-        tissues |= phantom_physics.draw_lesion_tissues(generator, tissues["white"])
-    truth: dict[str, Any] = {
-        "synthetic": True,
-        "note": f"{MARK}: simulated from MR physics; no scan of a person. Research use only.",
-        "field_tesla": field_t,
-        "tissues": {name: asdict(tissue) for name, tissue in tissues.items()},
-        "sequences": {str(modality): sequence.as_dict() for modality, sequence in sequences.items()},
-        "scanner": {},
-    }
-    return tissues, sequences, truth
+        tissues |= draw_lesion_tissues(generator, tissues["white"])
+    return tissues, sequences, field_t
 
 
-def _labels(
-    patient: _Patient, affine: NDArray[np.float64], orientation: str, seed: int
-) -> tuple[nib.Nifti1Image, nib.Nifti1Image | None]:
-    groups = (("fluid",), ("grey",), ("white",), ("vessel",))
-    known = [sum(patient.fractions[name] for name in group) for group in groups]
-    rest = 1 - sum(known)
-    if patient.lesions is not None:
-        inside = patient.fractions["grey"] + patient.fractions["white"] + patient.fractions["vessel"]
-        lesion_names = patient.lesions.fractions
-        taken = sum(patient.fractions[name] for name in lesion_names)
-        known[2] = known[2] + taken
-        rest = rest - taken + 0 * inside
-    tissue = np.zeros(patient.mask.shape, np.uint8)
-    values = np.argmax(np.stack([*known, rest]), axis=0).astype(np.uint8) + 1
-    if "air" in patient.fractions:
-        values[patient.fractions["air"] > 0.5] = 0
-    tissue[patient.mask] = values
-    tissues = _image(tissue, affine, orientation, f"tissues seed {seed}")
-    if patient.lesions is None:
-        return tissues, None
-    lesion = np.zeros(patient.mask.shape, np.uint8)
-    lesion[patient.mask] = patient.lesions.labels
-    return tissues, _image(lesion, affine, orientation, f"lesion seed {seed}")
+def _scan(
+    chance: np.random.Generator,
+    scanner: Scanner,
+    sequence: Sequence,
+    tissues: dict[str, Tissue],
+    patient: Patient,
+    spacing_mm: float,
+) -> NDArray[np.int16]:
+    """One contrast ``(i, j, k)`` in RAS order."""
+    clean = mixed_signal(sequence, tissues, patient.fractions, patient.relax)
+    mask = patient.mask
+    if patient.around is not None:
+        clean = _filled(mask, clean, mixed_signal(sequence, tissues, patient.around, {})).ravel()
+        mask = np.ones_like(mask)
+    reference = float(signal(sequence, tissues["white"])[0])
+    return acquire(chance, scanner, clean, mask, reference=reference, spacing_mm=spacing_mm)
 
 
-def _image(data: NDArray[Any], affine: NDArray[np.float64], orientation: str, what: str) -> nib.Nifti1Image:
+def _filled(mask: NDArray[np.bool_], inside: NDArray[Any], around: NDArray[Any] | int) -> NDArray[Any]:
+    """Volume ``(i, j, k)`` with ``inside`` at the voxels of ``mask`` and ``around`` at the others."""
+    volume = np.empty(mask.shape, inside.dtype)
+    volume[mask] = inside
+    volume[~mask] = around
+    return volume
+
+
+def _tissue_labels(patient: Patient) -> NDArray[np.uint8]:
+    """The tissue with the largest fraction, ``(i, j, k)``."""
+    around = 0 if patient.around is None else _largest(patient.around)
+    return _filled(patient.mask, _largest(patient.fractions), around)
+
+
+def _largest(fractions: dict[str, Array]) -> NDArray[np.uint8]:
+    """Label of the group with the largest sum ``(n,)``; a tissue in no group is a lesion in white matter."""
+    groups: dict[int, Array] = {}
+    for name, fraction in fractions.items():
+        label = _LABEL.get(name, 3)
+        groups[label] = groups[label] + fraction if label in groups else fraction
+    labels = np.array(list(groups), np.uint8)
+    return np.asarray(labels[np.argmax(np.stack(list(groups.values())), axis=0)], np.uint8)
+
+
+def _lesion_image(patient: Patient, grid: _Grid, seed: int) -> nib.Nifti1Image | None:
+    if patient.lesion_labels is None:
+        return None
+    return _image(_filled(patient.mask, patient.lesion_labels, 0), grid, f"lesion seed {seed}")
+
+
+def _image(data: NDArray[Any], grid: _Grid, what: str) -> nib.Nifti1Image:
     """Stored as a scanner would, and marked as simulated in the header."""
-    flips = tuple(slice(None, None, sign) for sign in _FLIPS[orientation])
-    image = nib.Nifti1Image(np.ascontiguousarray(data[flips]), affine, dtype=data.dtype)
+    flips = tuple(slice(None, None, sign) for sign in _FLIPS[grid.orientation])
+    image = nib.Nifti1Image(np.ascontiguousarray(data[flips]), grid.affine, dtype=data.dtype)
     image.header.set_xyzt_units("mm", "sec")
-    image.set_qform(affine, code=1)
-    image.set_sform(affine, code=1)
+    image.set_qform(grid.affine, code=1)
+    image.set_sform(grid.affine, code=1)
     image.header["descrip"] = f"{MARK} {what}; research use only".encode()
-    image.header["intent_name"] = b"SYNTHETIC"
+    image.header["intent_name"] = SYNTHETIC.encode()
     return image
 
 
 def write_phantom(
-    out: Path,
+    out: Path | str,
     *,
     subjects: int = 1,
     seed: int = 0,
@@ -349,10 +240,12 @@ def write_phantom(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Write ``subjects`` studies into ``out/phantom-0001`` and so on; subject k is patient ``seed + k - 1``.
+    """Write ``subjects`` studies into ``out/phantom-0001`` and so on; study k is patient ``seed + k - 1``.
+
+    A study folder appears whole, when all of its files are there, so a run that was stopped leaves whole studies.
 
     Args:
-        out: folder, made if needed.
+        out: folder, made if needed (its parent must exist).
         subjects: how many.
         seed: of the first; ranges of seeds that overlap hold the same patients.
         lesion: as :func:`simulate_study`; ``mixed`` draws one of the three for each patient.
@@ -366,26 +259,36 @@ def write_phantom(
 
     Raises:
         UsageError: ``CONFIG``.
-        EnvironmentRefused: ``OUT_EXISTS``, ``OUT_PERMISSION``, ``OUT_SPACE``, ``ENV_EXTRA``.
+        EnvironmentRefused: ``OUT_EXISTS``, ``OUT_PERMISSION``, ``OUT_SPACE``, ``LOCKED``, ``ENV_EXTRA``.
     """
     _check(seed, "none" if lesion == "mixed" else lesion, spacing_mm)
     if subjects < 1 or not 0 <= head_fraction <= 1:
-        raise refusal("CONFIG", "at least one subject and a head fraction from 0 to 1 are needed")
+        raise refusal(
+            "CONFIG", "this set of phantoms cannot be made", found=f"{subjects} subjects, {head_fraction} with heads",
+            expected="at least one subject, a fraction from 0 to 1",
+        )  # fmt: skip
+    out = Path(out)
     folders = [out / f"phantom-{number:04d}" for number in range(1, subjects + 1)]
-    _clear(folders, overwrite)
-    for done, folder in enumerate(folders):
-        if progress is not None:
-            progress(done, subjects, folder.name)
-        kind, head = _draw_kind(seed + done, lesion, head_fraction)
-        _write_study(folder, simulate_study(seed + done, lesion=kind, head=head, spacing_mm=spacing_mm))
-    safe_files.write_text(out / "README.md", _README)
-    if progress is not None:
-        progress(subjects, subjects, "")
+    _make_out(out, folders, overwrite)
+    with safe_files.FolderLock(out):
+        safe_files.sweep_temporaries(out)
+        safe_files.write_text(out / "README.md", _README)
+        for done, folder in enumerate(folders):
+            _advance(progress, done, subjects, folder.name)
+            kind, head = _draw_kind(seed + done, lesion, head_fraction)
+            study = simulate_study(seed + done, lesion=kind, head=head, spacing_mm=spacing_mm)
+            _write_study(folder, study)
+    _advance(progress, subjects, subjects, "")
     return folders
 
 
+def _advance(progress: Progress | None, done: int, total: int, note: str) -> None:
+    if progress is not None:
+        progress(done, total, note)
+
+
 def _draw_kind(seed: int, lesion: LesionChoice, head_fraction: float) -> tuple[Lesion, bool]:
-    generator = np.random.default_rng([seed, 99])
+    generator = np.random.default_rng([seed, 2])
     head = bool(generator.random() < head_fraction)
     if lesion != "mixed":
         return lesion, head
@@ -393,34 +296,53 @@ def _draw_kind(seed: int, lesion: LesionChoice, head_fraction: float) -> tuple[L
     return kinds[int(generator.integers(3))], head
 
 
-def _clear(folders: list[Path], overwrite: bool) -> None:
-    for folder in folders:
-        if not folder.exists():
-            continue
-        if not overwrite:
-            raise refusal(
-                "OUT_EXISTS", "a phantom is there already", file=folder, hint="Use --overwrite to replace it."
-            )
-        if not folder.is_symlink() and (folder / "truth.json").exists():
-            shutil.rmtree(folder)
+def _make_out(out: Path, folders: list[Path], overwrite: bool) -> None:
+    """Make the folder; refuse to touch what is there and is not ours to replace."""
+    if out.exists() and not out.is_dir():
+        raise refusal("OUT_PERMISSION", "the output is a file", file=out, expected="a folder")
+    for folder in (folder for folder in folders if folder.exists() or folder.is_symlink()):
+        ours = folder.is_dir() and not folder.is_symlink() and (folder / "truth.json").is_file()
+        if not (overwrite and ours):
+            hint = "Use --overwrite to replace it." if ours else "It was not made by this command; move it away."
+            raise refusal("OUT_EXISTS", "a study is there already", file=folder, hint=hint)
+    try:
+        out.mkdir(exist_ok=True)
+    except OSError as error:
+        raise safe_files.output_refusal(error, out) from error
 
 
 def _write_study(folder: Path, study: PhantomStudy) -> None:
-    """Images first, ``truth.json`` last: a folder with it is whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {f"{modality}": image for modality, image in study.images.items()}
+    """Fill a hidden folder, then give it its name."""
+    files = {str(modality): image for modality, image in study.images.items()}
     files |= {"tissues": study.tissues, "lesion": study.lesion_labels}
-    for name, image in files.items():
-        if image is not None:
-            content = gzip.compress(image.to_bytes(), compresslevel=4, mtime=0)
-            safe_files.write_bytes(folder / f"{name}.nii.gz", content)
-    safe_files.write_json(folder / "truth.json", study.truth)
+    stage = folder.parent / safe_files.temporary_name(folder.name)
+    try:
+        stage.mkdir()
+        for name, image in files.items():
+            if image is not None:
+                content = gzip.compress(image.to_bytes(), compresslevel=4, mtime=0)
+                safe_files.write_bytes(stage / f"{name}.nii.gz", content)
+        safe_files.write_json(stage / "truth.json", study.truth)
+        _publish(stage, folder)
+    except OSError as error:
+        raise safe_files.output_refusal(error, folder) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _publish(stage: Path, folder: Path) -> None:
+    """An older study steps aside for the instant of the renaming."""
+    aside = folder.parent / safe_files.temporary_name(folder.name)
+    if folder.exists():
+        folder.rename(aside)
+    stage.rename(folder)
+    safe_files.fsync_path(folder.parent)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 _README = f"""# {MARK} studies
 
-These images are SIMULATED by codebrain from MR physics. They are no scans of people. Research use only; not a
-medical device.
+These images are SIMULATED by codebrain from MR physics. They are no scans of people. {RESEARCH_USE_ONLY}.
 
 - `T1 T2 PD FLAIR T1Gd .nii.gz`: the contrasts, on one grid. `descrip` in every header starts with "{MARK}".
 - `tissues.nii.gz`: {", ".join(f"{value} {name}" for value, name in TISSUE_LABELS.items())}.

@@ -127,6 +127,10 @@ def _stretch(small: Array, shape: tuple[int, ...], factor: int) -> Array:
     return np.asarray(out, np.float32)
 
 
+_UNIT = np.float32(3.0)
+"""Brings a field of cubic B-splines with normal control values to standard deviation 1."""
+
+
 def smooth_field(
     generator: np.random.Generator, shape: Shape, spacing_mm: float, control_mm: float, limit: float = 3.0
 ) -> Array:
@@ -135,10 +139,9 @@ def smooth_field(
     Control values are normal, clipped at ``limit``, ``control_mm`` apart; a B-spline never exceeds its control
     values. The three axes are separate matrix products, so a fine grid costs little.
     """
-    field: Array = np.zeros(0, np.float32)
     bases = [_spline_basis(n, spacing_mm, control_mm) for n in shape]
-    field = generator.standard_normal([basis.shape[1] for basis in bases], dtype=np.float32)
-    field = np.clip(field, -limit, limit) * 1.6
+    field: Array = generator.standard_normal([basis.shape[1] for basis in bases], dtype=np.float32)
+    field = np.clip(field, -limit, limit) * _UNIT
     for basis in bases:
         field = np.moveaxis(np.tensordot(basis, field, axes=(1, 0)), 0, -1)
     return np.ascontiguousarray(field)
@@ -186,8 +189,8 @@ class Warp:
         return cls(
             size=(float(size[0]), float(size[1]), float(size[2])),
             tilt_deg=(float(tilt[0]), float(tilt[1]), float(tilt[2])),
-            coarse_mm=float(generator.uniform(2.0, 4.0)),
-            fine_mm=float(generator.uniform(0.8, 1.6)),
+            coarse_mm=float(generator.uniform(1.2, 2.8)),
+            fine_mm=float(generator.uniform(0.45, 0.95)),
             ventricles=ventricles,
             mirrored=bool(generator.random() < 0.5),
         )
@@ -203,7 +206,7 @@ def template_points(generator: np.random.Generator, warp: Warp, shape: Shape, sp
     grids = (axes[0][:, None, None], axes[1][None, :, None], axes[2][None, None, :])
     for row in range(3):
         points[row] = BRAIN_CENTRE[row] + sum(matrix[row, a] * grids[a] for a in range(3))
-        points[row] += warp.coarse_mm * smooth_field(generator, shape, spacing_mm, 40.0, 2.5)
+        points[row] += warp.coarse_mm * smooth_field(generator, shape, spacing_mm, 40.0, 2.0)
         points[row] += warp.fine_mm * smooth_field(generator, shape, spacing_mm, 14.0, 2.0)
     return swell(points, VENTRICLES, np.array([30.0, 42.0, 26.0], np.float32), warp.ventricles)
 
@@ -265,7 +268,7 @@ def iron(points: Array) -> Array:
 
 
 def tissue_fractions(
-    template: Template, points: Array, wander: tuple[Array, Array, Array, Array], *, sulci: float, sharpness: float
+    template: Template, points: Array, wander: list[Array], *, sulci: float, sharpness: float
 ) -> dict[str, Array]:
     """Fractions of white, grey and fluid at brain ``points`` ``(3, n)``; they add up to 1.
 
@@ -280,13 +283,13 @@ def tissue_fractions(
     grey, white, fluid = (
         template.sample(m, points).clip(0, 1) for m in (template.grey, template.white, template.fluid)
     )
-    thickness = CORTEX_MM + 0.45 * wander[0]
+    thickness = CORTEX_MM + 0.25 * wander[0]
     gap = step(template.sample(template.from_white, points) - thickness, 0.4)
-    sheet = 0.8 * np.exp(-((wander[3] / 0.16) ** 2)) * step(template.sample(template.from_white, points) - 1.6, 0.3)
+    sheet = 0.8 * np.exp(-((wander[3] / 0.30) ** 2)) * step(template.sample(template.from_white, points) - 1.6, 0.3)
     opened = sulci * np.maximum(gap, sheet) * (1 - deep_grey(points))
     fluid = 1 - (1 - fluid) * (1 - opened)
     grey, white = grey * (1 - opened), white * (1 - opened)
-    bias = (WHITE_BIAS - 0.35 * wander[1], FLUID_BIAS + 0.4 * wander[2])
+    bias = (WHITE_BIAS - 0.2 * wander[1], FLUID_BIAS + 0.22 * wander[2])
     parts = np.stack([white * np.exp(bias[0]), grey, fluid * np.exp(bias[1])]) + 1e-4
     parts **= sharpness
     parts /= parts.sum(axis=0)

@@ -24,7 +24,7 @@ _SHELLS: tuple[tuple[str, float], ...] = (
 THICKNESS_MM = sum(mm for _, mm in _SHELLS)
 
 
-def head_fractions(outside: Array, points: Array, wander: tuple[Array, Array, Array]) -> dict[str, Array]:
+def head_fractions(outside: Array, points: Array, wander: list[Array]) -> dict[str, Array]:
     """Fractions at points outside the brain; they add up to 1, air included.
 
     Args:
@@ -32,8 +32,9 @@ def head_fractions(outside: Array, points: Array, wander: tuple[Array, Array, Ar
         points: template positions ``(3, n)``.
         wander: random fields ``(n,)``: thickness of the shells, marrow, soft tissue of the neck.
     """
-    depth = outside / np.clip(1 + 0.22 * wander[0], 0.5, 1.6)
-    below = step(-48 - points[2] + 0.25 * points[1] + 2 * wander[0], 3.0) * step(outside - 3.5, 0.8)
+    stretch: Array = np.asarray(np.clip(1 + 0.12 * wander[0], 0.5, 1.6), np.float32)
+    depth = outside / stretch
+    below = step(-48 - points[2] + 0.25 * points[1] + wander[0], 3.0) * step(outside - 3.5, 0.8)
     parts = _shells(depth, wander[1])
     for name in parts:
         parts[name] = parts[name] * (1 - below)
@@ -55,7 +56,7 @@ def _shells(depth: Array, marrow: Array) -> dict[str, Array]:
         outer = step(depth - edge, 0.28)
         share = np.clip(inner - outer, 0, 1)
         if name == "marrow":
-            spongy = np.clip(0.65 + 0.3 * marrow, 0, 1)
+            spongy = np.clip(0.65 + 0.16 * marrow, 0, 1)
             parts["bone"] = parts.get("bone", 0) + share * (1 - spongy)
             share = share * spongy
         parts[name] = parts.get(name, 0) + share
@@ -64,14 +65,14 @@ def _shells(depth: Array, marrow: Array) -> dict[str, Array]:
     return parts
 
 
-def _neck(points: Array, wander: tuple[Array, Array, Array]) -> dict[str, Array]:
+def _neck(points: Array, wander: list[Array]) -> dict[str, Array]:
     """Soft tissue under the skull: muscle with fat between, bone and air cells, skin around an oval."""
-    radius = np.hypot(points[0] / 66, (points[1] + 18) / 84) + 0.03 * wander[0]
+    radius = np.hypot(points[0] / 66, (points[1] + 18) / 84) + 0.015 * wander[0]
     within = step(1 - radius, 0.012)
     fat_rim = step(radius - 0.93, 0.012)
-    fat = np.clip(fat_rim + step(wander[2] - 0.7, 0.25), 0, 1)
-    air = step(wander[1] - 1.3, 0.15) * step(points[1] - 8, 4.0) * (1 - fat_rim)
-    bone = step(wander[1] * -1 - 1.1, 0.2) * (1 - fat_rim)
+    fat = np.clip(fat_rim + step(wander[2] - 1.3, 0.45), 0, 1)
+    air = step(wander[1] - 2.2, 0.3) * step(points[1] - 8, 4.0) * (1 - fat_rim)
+    bone = step(-wander[1] - 1.9, 0.4) * (1 - fat_rim)
     solid = within * (1 - air)
     return {
         "fat": solid * fat * (1 - bone),

@@ -10,13 +10,14 @@ Labels of lesion maps: 1 necrotic core, 2 oedema, 3 enhancing tumour (the number
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from codebrain.data.phantom_anatomy import Array, Template, step
+from codebrain.data.phantom_anatomy import Array, Template, smooth_field, step, swell
 
 NECROSIS, OEDEMA, ENHANCING = 1, 2, 3
 PLAQUE = 1
@@ -38,7 +39,7 @@ def vessel_map(generator: np.random.Generator, template: Template) -> Array:
     for course in _MAIN_COURSES:
         for side in (-1.0, 1.0):
             nodes = np.array(course) * (side, 1, 1) + generator.normal(0, 1.2, (len(course), 3))
-            _trace(volume, template, _polyline(nodes), generator.uniform(0.6, 1.3))
+            _trace(volume, template, _polyline(nodes), generator.uniform(0.4, 1.0))
     for nodes in _cortical_courses(generator, template, count=70):
         _trace(volume, template, nodes, generator.uniform(0.25, 0.8))
     tubes = ndimage.gaussian_filter(volume, 0.75 / template.step, truncate=3)
@@ -49,7 +50,7 @@ def _polyline(nodes: NDArray[np.float64]) -> NDArray[np.float64]:
     """Points 0.4 mm apart along ``nodes`` ``(n, 3)``, rounded by a moving average."""
     legs = [
         np.linspace(a, b, max(2, int(np.linalg.norm(b - a) / 0.4)), endpoint=False)
-        for a, b in zip(nodes[:-1], nodes[1:], strict=True)
+        for a, b in itertools.pairwise(nodes)
     ]
     return np.asarray(ndimage.uniform_filter1d(np.concatenate(legs), 9, axis=0, mode="nearest"))
 
@@ -85,32 +86,19 @@ def _grids(template: Template) -> tuple[Array, Array, Array]:
 
 
 def _sinus(template: Template) -> Array:
-    """Superior sagittal sinus: a band on the upper midline, growing towards the back."""
+    """Superior sagittal sinus: a band along the upper midline of the hull, wider towards the back."""
     x, y, z = _grids(template)
     calibre = np.clip((60 - y) / 120, 0.3, 1.0) * 3.2
-    rim = np.abs(template.outside - 1.0)
-    inside = step(calibre - np.hypot(x, np.float32(1) * rim), 0.5)
-    return np.asarray(inside * (z > 0 - 0 * y), np.float32)
+    return step(calibre - np.hypot(x, template.outside - 1.0), 0.5) * (z > 0)
 
 
 def _choroid(generator: np.random.Generator, template: Template) -> Array:
     """Choroid plexus in the atria of the lateral ventricles: lumpy, enhancing."""
     x, y, z = _grids(template)
     radius = np.sqrt(((np.abs(x) - 22) / 4) ** 2 + ((y + 40) / 9) ** 2 + ((z - 8) / 6) ** 2)
-    lumps = ndimage.gaussian_filter(
-        generator.standard_normal(template.grey.shape, dtype=np.float32)
-        if template.step > 1.5
-        else np.repeat(np.repeat(np.repeat(_coarse_noise(generator, template), 2, 0), 2, 1), 2, 2)[
-            : template.grey.shape[0], : template.grey.shape[1], : template.grey.shape[2]
-        ],
-        1.0 / template.step,
-        truncate=2,
-    )
-    return np.asarray(0.6 * step(1 - radius + 1.5 * lumps, 0.15) * template.fluid, np.float32)
-
-
-def _coarse_noise(generator: np.random.Generator, template: Template) -> Array:
-    return generator.standard_normal([n // 2 + 1 for n in template.grey.shape], dtype=np.float32)
+    i, j, k = template.grey.shape
+    lumps = smooth_field(generator, (i, j, k), template.step, max(3.0, 1.5 * template.step))
+    return 0.6 * step(1 - radius + 0.3 * lumps, 0.15) * template.fluid
 
 
 @dataclass(frozen=True)
@@ -179,14 +167,14 @@ def _blob(
     for axis in range(3):
         near = near[np.abs(points[axis, near] - centre[axis]) < reach]
     away = (points[:, near] - centre[:, None]) / radii.astype(np.float32)[:, None]
-    return near, step(1 + 0.25 * lumps[near] - np.sqrt(np.sum(away**2, axis=0)), softness)
+    return near, step(1 + 0.14 * lumps[near] - np.sqrt(np.sum(away**2, axis=0)), softness)
 
 
 def _share(fractions: dict[str, Array]) -> None:
     """Where fractions add up to more than 1, scale them down, in place."""
     total = np.maximum(sum(fractions.values()), 1.0)
     for fraction in fractions.values():
-        fraction /= total
+        np.divide(fraction, total, out=fraction)
 
 
 @dataclass(frozen=True)
@@ -202,8 +190,7 @@ class TumourPlan:
 
 def plan_tumour(generator: np.random.Generator, template: Template) -> TumourPlan:
     """A random place in cerebral white matter, away from the midline, and random sizes."""
-    _, _, z = _grids(template)
-    x = _grids(template)[0]
+    x, _, z = _grids(template)
     deep = (template.white > 0.85) & (template.outside < -10) & (np.abs(x) > 14) & (z > -15)
     voxel = np.array(np.unravel_index(int(generator.choice(np.flatnonzero(deep))), template.grey.shape))
     centre = voxel * template.step + template.origin
@@ -214,6 +201,12 @@ def plan_tumour(generator: np.random.Generator, template: Template) -> TumourPla
         oedema_mm=float(generator.uniform(6, 20)),
         push=float(generator.uniform(0.05, 0.38)),
     )
+
+
+def push_aside(places: Array, plan: TumourPlan) -> Array:
+    """Template positions ``(3, i, j, k)`` after the mass effect: the tumour's place grows, its surroundings yield."""
+    reach = np.full(3, 1.6 * (plan.core_mm + plan.rim_mm) + 8, np.float32)
+    return swell(places, np.array(plan.centre, np.float32), reach, plan.push)
 
 
 def tumour(plan: TumourPlan, points: Array, anatomy: dict[str, Array], lumps: tuple[Array, Array]) -> Lesions:
@@ -227,20 +220,21 @@ def tumour(plan: TumourPlan, points: Array, anatomy: dict[str, Array], lumps: tu
     """
     distance = np.sqrt(np.sum((points - np.array(plan.centre, np.float32)[:, None]) ** 2, axis=0))
     size = plan.core_mm + plan.rim_mm
-    radius = distance * (1 - 0.2 * lumps[0]) - 0.10 * size * lumps[1]
-    core = step(plan.core_mm - radius - 0.7 * lumps[1], 0.5)
+    radius = distance * (1 - 0.11 * lumps[0]) - 0.055 * size * lumps[1]
+    core = step(plan.core_mm - radius - 0.4 * lumps[1], 0.5)
     solid = step(size - radius, 0.5)
-    wet = step(size + plan.oedema_mm - radius - 5.0 * lumps[0] - 1.5 * lumps[1], 1.2)
-    tissue = np.clip(anatomy["white"] + 0.9 * anatomy["grey"] + 0.15, 0, 1)
+    wet = step(size + plan.oedema_mm - radius - 2.8 * lumps[0] - 0.8 * lumps[1], 1.2)
+    tissue: Array = np.asarray(np.clip(anatomy["white"] + 0.9 * anatomy["grey"] + 0.15, 0, 1), np.float32)
+    patchy: Array = np.asarray(np.clip(0.8 + 0.08 * lumps[1], 0.3, 1), np.float32)
     oedema = wet * (1 - solid) * (0.92 * anatomy["white"] + 0.15 * anatomy["grey"])
-    fractions = {
+    fractions: dict[str, Array] = {
         "necrosis": core * tissue,
-        "rim": solid * (1 - core) * tissue * np.clip(0.8 + 0.15 * lumps[1], 0.3, 1),
-        "oedema": oedema.astype(np.float32),
+        "rim": solid * (1 - core) * tissue * patchy,
+        "oedema": oedema,
     }
     labels = np.zeros(distance.size, np.uint8)
     labels[fractions["oedema"] > 0.4] = OEDEMA
     labels[(solid > 0.5) & (tissue > 0.5)] = ENHANCING
     labels[(core > 0.5) & (tissue > 0.5)] = NECROSIS
     names = {"1": "necrotic core", "2": "oedema", "3": "enhancing tumour"}
-    return Lesions(fractions, labels, {"kind": "tumour", "plan": plan.__dict__, "labels": names})
+    return Lesions(fractions, labels, {"kind": "tumour", "plan": asdict(plan), "labels": names})

@@ -61,9 +61,9 @@ class Tissue:
 def draw_tissues(generator: np.random.Generator, field_t: float) -> dict[str, Tissue]:
     """Random relaxation of every tissue at 1.5 or 3 T, within the published ranges above."""
     draw = generator.uniform
-    low, high = (560.0, 884.0) if field_t < 2 else (728.0, 1084.0)
-    white_t1, ratio = draw(low, high), draw(1.36, 1.68)
-    white_t2, grey_over = draw(66, 82), draw(1.10, 1.28)
+    low, high = (560.0, 884.0) if field_t < 2 else (728.0, 1000.0)
+    white_t1, ratio = draw(low, high), draw(1.36, 1.62)
+    white_t2, grey_over = draw(66, 82), draw(1.14, 1.28)
     white_pd = draw(0.68, 0.74)
     blood = draw(0.7, 1.6)
     white = Tissue(white_t1, white_t2, white_pd, 0.018 * blood)
@@ -142,8 +142,8 @@ def draw_sequences(generator: np.random.Generator, field_t: float, fluid_t1: flo
     return {
         Modality.T1: t1,
         Modality.T2: Sequence("spin_echo", tr=draw(3000, 6500), te=draw(78, 108)),
-        Modality.PD: Sequence("spin_echo", tr=draw(3500, 9000), te=draw(8, 22)),
-        Modality.FLAIR: Sequence("inversion", tr=flair_tr, te=draw(85, 125), ti=flair_ti),
+        Modality.PD: Sequence("spin_echo", tr=draw(4500, 9500), te=draw(8, 22)),
+        Modality.FLAIR: Sequence("inversion", tr=flair_tr, te=draw(80, 115), ti=flair_ti),
         Modality.T1GD: after,
     }
 
@@ -154,12 +154,12 @@ def null_ti(tr: float, t1: float) -> float:
 
 
 def _draw_t1(generator: np.random.Generator, field_t: float, fluid_t1: float) -> Sequence:
-    """Spin echo mostly at 1.5 T (at 3 T its contrast is poor), else a gradient echo with or without inversion.
+    """At 1.5 T sometimes a spin echo (at 3 T its contrast is poor), else a gradient echo with or without inversion.
 
     The inversion time lies above the null of fluid, so that the magnitude keeps the order of the tissues.
     """
     draw = generator.uniform
-    kind = generator.choice(3, p=(0.35, 0.3, 0.35) if field_t < 2 else (0.05, 0.4, 0.55))
+    kind = generator.choice(3, p=(0.35, 0.3, 0.35) if field_t < 2 else (0.0, 0.42, 0.58))
     if kind == 0:
         return Sequence("spin_echo", tr=draw(400, 650), te=draw(8, 15))
     if kind == 1:
@@ -178,7 +178,7 @@ def signal(sequence: Sequence, tissue: Tissue, relax: tuple[Array, Array, Array]
     """
     f1, f2, fp = relax if relax is not None else (np.ones(1, np.float32),) * 3
     leak = sequence.relaxivity * tissue.gadolinium
-    r1 = 1 / (tissue.t1 * f1) + leak
+    r1: Array = np.asarray(1 / (tissue.t1 * f1) + leak, np.float32)
     r2 = 1 / (tissue.t2 * f2) + R2_OVER_R1 * leak
     density = tissue.pd * fp * (0.25 if tissue.flows and sequence.kind == "spin_echo" and leak == 0 else 1.0)
     if tissue.flows and sequence.kind == "inversion" and sequence.te > 50:
@@ -205,7 +205,8 @@ def mixed_signal(
     """Partial volume: signals add up by fraction, ``(n,)``."""
     total: Array | float = 0.0
     for name, fraction in fractions.items():
-        total = total + fraction * signal(sequence, tissues[name], relax.get(name))
+        if tissues[name].pd > 0:
+            total = total + fraction * signal(sequence, tissues[name], relax.get(name))
     return np.asarray(total, np.float32)
 
 
