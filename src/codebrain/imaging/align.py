@@ -117,7 +117,7 @@ def align_study(
         UsageError: ``CONFIG`` when the reference is not in the study.
         EnvironmentRefused: ``ENV_EXTRA`` when SimpleITK is missing.
     """
-    home = _reference(study, reference)
+    home = choose_reference(study, reference)
     fixed = study.volumes[home]
     elsewhere = [m for m, volume in study.volumes.items() if not same_grid(fixed, volume)]
     if not elsewhere:
@@ -133,7 +133,12 @@ def align_study(
     return Study(study.name, volumes), AlignmentRecord(home, movements, notices)
 
 
-def _reference(study: Study, wanted: Modality | None) -> Modality:
+def choose_reference(study: Study, wanted: Modality | None) -> Modality:
+    """The contrast whose grid the others are brought onto; see :func:`align_study`.
+
+    Raises:
+        UsageError: ``CONFIG`` when ``wanted`` is not in the study.
+    """
     if wanted is not None and wanted not in study.volumes:
         raise refusal("CONFIG", "the reference is not in the study", field="ref", found=wanted,
                       expected=", ".join(study.volumes))  # fmt: skip
