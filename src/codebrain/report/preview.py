@@ -251,7 +251,7 @@ def panel_titles(panels: Iterable[Panel]) -> dict[str, str]:
     words = {
         "given": "{} as given",
         "imputed": "{} imputed (SYNTHETIC)",
-        "truth": "{} as scanned, withheld from the model",
+        "truth": "{} itself, withheld from the model",
         "error": f"{{}} absolute error, 0 to {ERROR_AT_FULL_COLOUR} of full range (of a SYNTHETIC image)",
         "doubt": "Doubt of the predicted code, 0 to 1 (of the SYNTHETIC {})",
     }
