@@ -9,12 +9,11 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from fabricated import fabricate_store  # noqa: E402
-
-from codebrain.models import build_model  # noqa: E402
-from codebrain.training.batches import TrainingBatches  # noqa: E402
-from codebrain.training.config import load_config, recipe_names  # noqa: E402
-from codebrain.vocabulary import ModalitySet  # noqa: E402
+from codebrain.models import build_model
+from codebrain.training.batches import TrainingBatches
+from codebrain.training.config import load_config, recipe_names
+from codebrain.vocabulary import ModalitySet
+from fabricated import fabricate_store
 
 
 @pytest.fixture(params=recipe_names())
@@ -40,4 +39,4 @@ def test_its_first_batch_can_be_drawn(recipe: str, tmp_path: Path) -> None:
         h, w = batch.images.shape[2:]
         assert batch.images.shape[0] == stage.batch_size and h % 8 == w % 8 == 0
         assert (stage.crop is None) or h == w == stage.crop
-        assert 0 <= batch.images.min() and batch.images.max() <= 1 and batch.images.std() > 0
+        assert batch.images.min() >= 0 and batch.images.max() <= 1 and batch.images.std() > 0

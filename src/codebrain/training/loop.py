@@ -189,10 +189,10 @@ class _Trainer:
     ) -> dict[str, float]:
         """One optimiser step of every player; nothing is updated with a number that is not finite."""
         step, device = self.position.step, self.fabric.device
-        batch = Batch(batch.images.to(device), batch.available.to(device), batch.present.to(device), batch.ids)
+        images = batch.images * math.nan if fault("step.after_fetch") else batch.images
+        batch = Batch(images.to(device), batch.available.to(device), batch.present.to(device), batch.ids)
         _, generator = chance(self.config.seed, self.position.stage, step, self.fabric.global_rank, 1)
         torch.manual_seed(generator.initial_seed())  # models with dropout draw from the global generator
-        fault("step.after_fetch")
         self.model.train()
         record: dict[str, float] = {}
         with self.fabric.autocast():

@@ -4,15 +4,13 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from fabricated import fabricate_store  # noqa: E402
-
-from codebrain.training.batches import TrainingBatches, leave_one_out  # noqa: E402
-from codebrain.training.config import StageConfig, TrainConfig  # noqa: E402
-from codebrain.vocabulary import ModalitySet  # noqa: E402
+from codebrain.training.batches import TrainingBatches, leave_one_out
+from codebrain.training.config import StageConfig, TrainConfig
+from codebrain.vocabulary import ModalitySet
+from fabricated import fabricate_store
 
 
 def batches(root: Path, rank: int = 0, world: int = 1, **config: object) -> TrainingBatches:

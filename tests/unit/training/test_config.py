@@ -52,7 +52,10 @@ BAD = {
     "key twice": ("model: codebrain\nseed: 1\nseed: 2\n", "line 3"),
     "no steps": ("model: codebrain\nstages:\n  grading:\n    steps: 0\n", "line 4, stages.grading.steps"),
     "steps and epochs": ("model: codebrain\nstages:\n  grading: {steps: 2, epochs: 1}\n", "not both"),
-    "negative rate": ("model: codebrain\nstages: {grading: {optimisers: {grader: {lr: -1}}}}\n", "optimisers.grader.lr"),
+    "negative rate": (
+        "model: codebrain\nstages: {grading: {optimisers: {grader: {lr: -1}}}}\n",
+        "optimisers.grader.lr",
+    ),
     "rate that is no number": ("model: codebrain\nstages: {grading: {optimisers: {grader: {lr: .nan}}}}\n", "finite"),
     "text for a number": ("model: codebrain\nseed: '7'\n", "line 2, seed"),
 }
@@ -83,7 +86,7 @@ def test_a_bad_override_is_not_blamed_on_a_line_of_the_file() -> None:
 def test_overrides_reach_any_depth() -> None:
     config = load_config("codebrain_small", ["stages.grading.steps=7", "precision=fp32"])
     assert config.stages["grading"].steps == 7 and config.precision == "fp32"
-    with pytest.raises(UsageError, match="did you mean|Did you mean"):
+    with pytest.raises(UsageError, match="Did you mean"):
         load_config("codebrain_smal")
 
 
