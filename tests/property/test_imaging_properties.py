@@ -117,7 +117,7 @@ def test_normalised_values_come_back(seed, kind):
     data, mask = blobs((12, 13, 14), seed)
     record = fit_normalisation(Preparation(ModalitySet.parse("T1"), kind), data, mask)
     unit = record.apply(data)
-    assert 0 <= unit.min() and unit.max() <= 1
+    assert unit.min() >= 0 and unit.max() <= 1
     clipped = data.clip(record.low, record.high)
     np.testing.assert_allclose(record.undo(unit), clipped, atol=1e-3 * (record.high - record.low))
 
