@@ -317,6 +317,7 @@ class FolderLock:
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "boot": _boot(),
+            "ticks": _ticks(os.getpid()),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "token": secrets.token_hex(8),
         }
@@ -342,7 +343,18 @@ def _holds(holder: dict[str, Any]) -> bool:
     """Whether the process that took a lock can still be at work; another host's is believed."""
     if holder.get("host") != socket.gethostname():
         return True
-    return holder.get("boot") == _boot() and _alive(int(holder["pid"]))
+    pid = int(holder["pid"])
+    if holder.get("boot") != _boot() or not _alive(pid):
+        return False
+    # A container that starts again gives the same number to another process, often to this very one.
+    return holder.get("ticks") in (None, _ticks(pid))
+
+
+def _ticks(pid: int) -> int | None:
+    """When a process started, in clock ticks since the machine did; ``None`` where the system does not say."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    return None
 
 
 def _boot() -> str:

@@ -227,7 +227,9 @@ def stale(tmp_path, **changes):
     return lock.path
 
 
-@pytest.mark.parametrize("changes", [{"pid": GONE}, {"boot": "another"}], ids=["dead", "rebooted"])
+@pytest.mark.parametrize(
+    "changes", [{"pid": GONE}, {"boot": "another"}, {"ticks": 1}], ids=["dead", "rebooted", "same number"]
+)
 def test_a_stale_lock_is_taken_over_with_a_note(changes, tmp_path):
     stale(tmp_path, **changes)
     with FolderLock(tmp_path) as lock:
