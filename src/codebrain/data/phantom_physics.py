@@ -12,17 +12,21 @@ Bernstein, King and Zhou, Handbook of MRI Pulse Sequences):
 
 Published values that bound the random ones:
 
-- Stanisz et al., Magn Reson Med 2005, 54:507-512: white matter T1 884 / 1084 ms and T2 72 / 69 ms, grey matter
-  T1 1124 / 1820 ms and T2 95 / 99 ms at 1.5 / 3 T.
-- Wansapura et al., J Magn Reson Imaging 1999, 9:531-538: at 3 T white matter T1 832 ms, T2 about 80 ms; grey matter
-  T1 1331 ms, T2 about 110 ms.
-- Bojorquez et al., Magn Reson Imaging 2017, 35:69-80 (review at 3 T): white matter T1 728-1735 ms, grey matter
-  968-1815 ms. Assländer, 2024, arXiv:2409.05318: T1 of white matter at 3 T is reported from 0.6 to 1.1 s.
-- Kwan, Evans and Pike, IEEE Trans Med Imaging 1999, 18:1085-1097 (the BrainWeb simulator, 1.5 T): white matter
-  T1 500, T2 70 ms, PD 0.77; grey matter 833, 83 ms, 0.86; fluid 2569, 329 ms, 1.
-- Whittall et al., Magn Reson Med 1997, 37:34-43: water content of white matter about 0.71, grey matter about 0.83.
-- Rooney et al., Magn Reson Med 2007, 57:308-318: T1 of cerebrospinal fluid about 4.3 s at every field.
-- Rohrer et al., Invest Radiol 2005, 40:715-724: r1 of gadolinium agents in plasma 3 to 6 per mmol/l and second.
+- Stanisz et al., Magnetic Resonance in Medicine 2005, 54:507-512: white matter T1 884 / 1084 ms and T2 72 /
+  69 ms, grey matter T1 1124 / 1820 ms and T2 95 / 99 ms at 1.5 / 3 T.
+- Wansapura et al., Journal of Magnetic Resonance Imaging 1999, 9:531-538: at 3 T white matter T1 832 ms, T2
+  about 80 ms; grey matter T1 1331 ms, T2 about 110 ms.
+- Bojorquez et al., Magnetic Resonance Imaging 2017, 35:69-80 (review at 3 T): white matter T1 728-1735 ms,
+  grey matter 968-1815 ms. Assländer, 2024, arXiv:2409.05318: T1 of white matter at 3 T is reported from 0.6
+  to 1.1 s.
+- Kwan, Evans and Pike, IEEE Trans Med Imaging 1999, 18:1085-1097 (the BrainWeb simulator, 1.5 T): white
+  matter T1 500, T2 70 ms, PD 0.77; grey matter 833, 83 ms, 0.86; fluid 2569, 329 ms, 1.
+- Whittall et al., Magnetic Resonance in Medicine 1997, 37:34-43: water content of white matter about 0.71,
+  grey matter about 0.83.
+- Rooney et al., Magnetic Resonance in Medicine 2007, 57:308-318: T1 of cerebrospinal fluid about 4.3 s at
+  every field.
+- Rohrer et al., Invest Radiol 2005, 40:715-724: r1 of gadolinium agents in plasma 3 to 6 per mmol/l and
+  second.
 
 Simplified: no k-space, no slice profile, no magnetisation transfer, no flow beyond a lost spin-echo signal in
 vessels, no motion, one echo per contrast, T2 also for gradient echoes.
@@ -62,7 +66,7 @@ def draw_tissues(generator: np.random.Generator, field_t: float) -> dict[str, Ti
     """Random relaxation of every tissue at 1.5 or 3 T, within the published ranges above."""
     draw = generator.uniform
     low, high = (560.0, 884.0) if field_t < 2 else (728.0, 1000.0)
-    white_t1, ratio = draw(low, high), draw(1.36, 1.62)
+    white_t1, ratio = draw(low, high), draw(1.42, 1.70)
     white_t2, grey_over = draw(66, 82), draw(1.14, 1.28)
     white_pd = draw(0.68, 0.74)
     blood = draw(0.7, 1.6)
@@ -165,7 +169,7 @@ def _draw_t1(generator: np.random.Generator, field_t: float, fluid_t1: float) ->
     if kind == 1:
         return Sequence("gradient_echo", tr=draw(9, 25), te=draw(2, 6), flip_deg=draw(22, 32))
     tr = draw(1900, 2500)
-    return Sequence("inversion", tr=tr, te=draw(2, 4), ti=null_ti(tr, fluid_t1) * draw(1.02, 1.25))
+    return Sequence("inversion", tr=tr, te=draw(2, 4), ti=null_ti(tr, fluid_t1) * draw(1.0, 1.18))
 
 
 def signal(sequence: Sequence, tissue: Tissue, relax: tuple[Array, Array, Array] | None = None) -> Array:
