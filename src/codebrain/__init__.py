@@ -23,14 +23,15 @@ if TYPE_CHECKING:
     from codebrain.errors import CodeBrainError, Notice
     from codebrain.imaging.study import Study, find_files
     from codebrain.imaging.volume import Volume, read_volume
-    from codebrain.impute import Imputation, Imputer
+    from codebrain.impute import Imputer
     from codebrain.metrics import mae, psnr, ssim
     from codebrain.models import load_model
+    from codebrain.results import Imputation
     from codebrain.vocabulary import Modality, ModalitySet, Preparation
 
 _HOMES = {
     "CodeBrainError": "codebrain.errors",
-    "Imputation": "codebrain.impute",
+    "Imputation": "codebrain.results",
     "Imputer": "codebrain.impute",
     "Modality": "codebrain.vocabulary",
     "ModalitySet": "codebrain.vocabulary",

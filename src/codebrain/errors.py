@@ -126,10 +126,7 @@ _BY_PREFIX: tuple[tuple[str, type[CodeBrainError]], ...] = (
     ("CKPT_", ModelRefused),
     ("BATCH", BatchIncomplete),
     ("DIVERGED", TrainingDiverged),
-    *(
-        (prefix, InputRefused)
-        for prefix in ("IN_", "GEO_", "MOD_", "DCM_", "BIDS_", "DATA_", "OOD", "MODEL_DOMAIN")
-    ),
+    *((prefix, InputRefused) for prefix in ("IN_", "GEO_", "MOD_", "DCM_", "BIDS_", "DATA_", "OOD", "MODEL_DOMAIN")),
 )
 
 

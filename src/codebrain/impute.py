@@ -17,9 +17,10 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from codebrain.data.slices import LEAST_FOREGROUND
 from codebrain.errors import refusal
 from codebrain.imaging.align import AlignmentRecord, align_study
 from codebrain.imaging.frame import Frame
@@ -148,7 +149,11 @@ class Imputer:
             doubt_image = None if doubt is None else restore(prepared, doubt)
         with watch("score"):
             truth = Truth.of(study, plan, prepared)
-            scores = [row for m in plan.withheld for row in score_rows(m, stacks[m], truth.images[m], prepared.frame)]
+            scores = [
+                row
+                for m in plan.withheld
+                for row in score_rows(m, stacks[m], truth.images[m], prepared.frame, head=prepared.foreground)
+            ]
         facts = RunFacts(study, plan, prepared, self.model, str(self.device), self.precision, truth.alignment)
         scales = {m: intensity_scale(m, self.model.preparation.intensity_scale, intensity) for m in unit}
         contrasts = {
@@ -278,14 +283,21 @@ def _unit(prepared: PreparedStudy, data: Image) -> Image:
     return fit_normalisation(prepared.preparation, data, mask).apply(data) * mask
 
 
-def score_rows(modality: Modality, imputed: Stack, truth: Image, frame: Frame) -> list[dict[str, Any]]:
-    """Mean over slices of each metric, in [0, 1] with data range 1, background put back around the head."""
-    pair = [torch.from_numpy(_uncut(stack, frame)) for stack in (imputed, frame.apply(truth))]
-    starts = range(0, len(imputed), _SCORED_AT_ONCE)
+def score_rows(
+    modality: Modality, imputed: Stack, truth: Image, frame: Frame, *, head: Bool[np.ndarray, "i j k"]
+) -> list[dict[str, Any]]:
+    """Mean over slices of each metric, in [0, 1] with data range 1, background put back around the head.
+
+    Slices with less than one per cent of head in them, which any image would get right, do not count.
+    """
+    share = (frame.apply(head.astype(np.float32)) > 0.5).mean(axis=(1, 2))
+    kept = share >= LEAST_FOREGROUND
+    pair = [torch.from_numpy(_uncut(stack[kept], frame)) for stack in (imputed, frame.apply(truth))]
+    starts = range(0, len(pair[0]), _SCORED_AT_ONCE)
     parts = [[stack[start : start + _SCORED_AT_ONCE] for stack in pair] for start in starts]
     means = {name: torch.cat([metric(*part) for part in parts]).mean().item() for name, metric in _METRICS.items()}
     return [
-        {"contrast": str(modality), "metric": name, "value": value, "slices": len(imputed)}
+        {"contrast": str(modality), "metric": name, "value": value, "slices": int(kept.sum())}
         for name, value in means.items()
     ]
 

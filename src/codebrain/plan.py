@@ -67,9 +67,7 @@ def plan_study(
     return Plan(given, tuple(m for m in known if m in wanted), withheld, notices)
 
 
-def _wanted(
-    have: list[Modality], known: ModalitySet, want: Iterable[str | Modality] | None
-) -> tuple[Modality, ...]:
+def _wanted(have: list[Modality], known: ModalitySet, want: Iterable[str | Modality] | None) -> tuple[Modality, ...]:
     if want is None:
         return tuple(m for m in known if m not in have)
     wanted = ModalitySet.parse(want).members

@@ -37,9 +37,7 @@ class Modality(StrEnum):
             return _ALIASES[key]
         near = difflib.get_close_matches(key, _ALIASES, n=1)
         guess = f"Did you mean {_ALIASES[near[0]]}?" if near else ""
-        raise refusal(
-            "MOD_UNKNOWN", f"no contrast is called {text!r}", expected=", ".join(cls), hint=guess or None
-        )
+        raise refusal("MOD_UNKNOWN", f"no contrast is called {text!r}", expected=", ".join(cls), hint=guess or None)
 
 
 _ALIASES: dict[str, Modality] = {

@@ -86,9 +86,7 @@ def test_a_model_folder_is_judged_beside_references_on_the_same_cells(
     assert means["zeros"]["mean"] < means["linear"]["mean"]
 
 
-def test_patterns_and_no_references(
-    store: SliceStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_patterns_and_no_references(store: SliceStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "scores"
     words = ("--patterns", "T2;T1,t1ce", "--no-references", "--middle", "2")
     assert run("zeros", "--data", store.root, "-o", out, *words) == 0

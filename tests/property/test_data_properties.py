@@ -10,9 +10,7 @@ from codebrain.data.patterns import draw_patterns
 from codebrain.data.splits import SPLITS, split_patients
 from codebrain.vocabulary import strict_subsets
 
-visits = st.dictionaries(
-    st.text("abcdef0123-", min_size=1, max_size=6), st.sampled_from("ABCDEFGHIJKLM"), min_size=2
-)
+visits = st.dictionaries(st.text("abcdef0123-", min_size=1, max_size=6), st.sampled_from("ABCDEFGHIJKLM"), min_size=2)
 
 
 @given(visits.filter(lambda people: len(set(people.values())) > 1), st.integers(0, 2**32 - 1), st.data())
@@ -32,9 +30,7 @@ def test_a_patient_is_never_in_two_splits(people: dict[str, str], seed: int, dat
 
 
 @settings(deadline=None)
-@given(
-    st.lists(st.booleans(), min_size=2, max_size=5).filter(lambda row: sum(row) >= 2), st.integers(0, 2**31)
-)
+@given(st.lists(st.booleans(), min_size=2, max_size=5).filter(lambda row: sum(row) >= 2), st.integers(0, 2**31))
 def test_patterns_are_uniform_over_strict_subsets(row: list[bool], seed: int) -> None:
     expected = strict_subsets(tuple(row))
     count = 200 * len(expected)

@@ -91,8 +91,7 @@ def test_scores_are_those_of_torchmetrics_on_whole_clamped_slices(store: SliceSt
     inner = np.clip(stack[:, 2] + 0.1, 0, 1)
     made[:, top : top + stack.shape[2], left : left + stack.shape[3]] = inner
     pairs = [
-        (torch.from_numpy(p)[None, None], torch.from_numpy(t)[None, None])
-        for p, t in zip(made, truth, strict=True)
+        (torch.from_numpy(p)[None, None], torch.from_numpy(t)[None, None]) for p, t in zip(made, truth, strict=True)
     ]
     expected = {
         "PSNR": np.mean([float(peak_signal_noise_ratio(p, t, data_range=1.0)) for p, t in pairs]),
@@ -133,9 +132,7 @@ def test_channel_order_does_not_matter(store: SliceStore) -> None:
 
 
 def test_batch_size_does_not_matter(store: SliceStore) -> None:
-    assert evaluate(rebuilder("T1,T2,FLAIR"), store, batch=1) == evaluate(
-        rebuilder("T1,T2,FLAIR"), store, batch=5
-    )
+    assert evaluate(rebuilder("T1,T2,FLAIR"), store, batch=1) == evaluate(rebuilder("T1,T2,FLAIR"), store, batch=5)
 
 
 def test_a_model_with_fewer_contrasts_is_scored_on_those(four: SliceStore) -> None:
@@ -292,9 +289,7 @@ def test_bars_show_every_model_and_pattern(store: SliceStore) -> None:
 # Averages
 
 
-def row(
-    patient: str, value: float, n: int, *, pattern: str = "T1", modality: str = "T2", region: str = "slice"
-) -> Row:
+def row(patient: str, value: float, n: int, *, pattern: str = "T1", modality: str = "T2", region: str = "slice") -> Row:
     return Row("m", patient, patient, pattern, modality, "imputation", region, "PSNR", value, n)
 
 
@@ -325,9 +320,7 @@ def test_cells_weigh_alike_however_many_slices_they_have() -> None:
 
 def test_spread_is_over_patients() -> None:
     rows = [
-        row(p, v + d, 9, modality=m)
-        for p, v in (("a", 20), ("b", 24), ("c", 28))
-        for m, d in (("T2", 1), ("PD", -1))
+        row(p, v + d, 9, modality=m) for p, v in (("a", 20), ("b", 24), ("c", 28)) for m, d in (("T2", 1), ("PD", -1))
     ]
     score = summarise(rows, metric="PSNR")
     assert score.mean == pytest.approx(24)
@@ -380,11 +373,7 @@ def test_tables_hold_the_printed_numbers() -> None:
     ]
     rows = [
         *first,
-        *(
-            dataclasses.replace(r, patient="b", subject="b", value=r.value + 2)
-            for r in first
-            if r.metric == "PSNR"
-        ),
+        *(dataclasses.replace(r, patient="b", subject="b", value=r.value + 2) for r in first if r.metric == "PSNR"),
     ]
     table = tables.by_pattern(rows, "m")
     assert table.groups == (("imputation", 3), ("reconstruction", 3))
@@ -407,9 +396,7 @@ def test_tables_hold_the_printed_numbers() -> None:
 
 
 def test_comparison_has_a_line_per_model_and_escapes_names() -> None:
-    rows = [
-        dataclasses.replace(row("a", value, 3), model=model) for model, value in (("one_a", 20), ("two", 21))
-    ]
+    rows = [dataclasses.replace(row("a", value, 3), model=model) for model, value in (("one_a", 20), ("two", 21))]
     table = tables.comparison(rows)
     assert [line[:2] for line in table.body] == [("one_a", "20.00"), ("two", "21.00")]
     assert table.groups[0] == ("all", 3)
@@ -435,7 +422,5 @@ def test_notes_say_what_the_numbers_are() -> None:
 
 
 def test_patterns_are_ordered_by_size_then_vocabulary() -> None:
-    names = [
-        "+".join(m for m, here in zip(Modality, p, strict=True) if here) for p in strict_subsets((True,) * 5)
-    ]
+    names = ["+".join(m for m, here in zip(Modality, p, strict=True) if here) for p in strict_subsets((True,) * 5)]
     assert patterns_of([row("a", 1, 1, pattern=name) for name in reversed(names)]) == names

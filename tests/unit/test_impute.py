@@ -131,15 +131,25 @@ def test_scales_of_absent_contrasts():
 def test_scores_of_a_perfect_imputation():
     image = scans.head()
     frame = Frame.fit(image > 0, scans.affine_of(), Preparation(MODALITIES, pixel_spacing_mm=None))
-    rows = score_rows(Modality.T2, frame.apply(image / 800), image / 800, frame)
+    rows = score_rows(Modality.T2, frame.apply(image / 800), image / 800, frame, head=image > 0)
     scores = {row["metric"]: row["value"] for row in rows}
     assert scores["MAE"] == 0 and scores["SSIM"] == pytest.approx(1) and scores["PSNR"] >= 100
+
+
+def test_slices_without_a_head_do_not_count():
+    image = np.pad(scans.head(), 8)
+    top = np.flatnonzero(image.any(axis=(0, 1))).max()
+    image[image.shape[0] // 2, image.shape[1] // 2, top + 1 : top + 3] = 400  # a tip of one voxel
+    frame = Frame.fit(image > 0, scans.affine_of(), Preparation(MODALITIES, pixel_spacing_mm=None))
+    imputed = frame.apply(image / 800)
+    rows = score_rows(Modality.T2, imputed, image / 800, frame, head=image > 0)
+    assert {row["slices"] for row in rows} == {len(imputed) - 2}
 
 
 def test_background_around_the_head_counts_in_scores():
     image = np.pad(scans.head(), 8)
     frame = Frame.fit(image > 0, scans.affine_of(), Preparation(MODALITIES, pixel_spacing_mm=None))
-    rows = score_rows(Modality.T2, frame.apply(image / 800) + np.float32(0.1), image / 800, frame)
+    rows = score_rows(Modality.T2, frame.apply(image / 800) + np.float32(0.1), image / 800, frame, head=image > 0)
     share = np.prod(frame.slice_shape[1:]) / np.prod(frame.full_slice)
     assert share < 1
     assert next(row["value"] for row in rows if row["metric"] == "MAE") == pytest.approx(0.1 * share, rel=1e-4)

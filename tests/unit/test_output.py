@@ -139,9 +139,7 @@ def test_stems_that_files_can_have(stem):
     assert check_stem(stem) == stem
 
 
-@pytest.mark.parametrize(
-    "stem", ["", ".", "..", ".hidden", "-o", "a/b", "a\\b", "a\nb", "a\x00", " a", "é" * 120]
-)
+@pytest.mark.parametrize("stem", ["", ".", "..", ".hidden", "-o", "a/b", "a\\b", "a\nb", "a\x00", " a", "é" * 120])
 def test_stems_that_files_cannot_have(stem):
     with pytest.raises(CodeBrainError) as caught:
         check_stem(stem)

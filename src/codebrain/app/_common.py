@@ -37,9 +37,7 @@ ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads; by default the cores allotted to us.")
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-VerboseOption = Annotated[
-    int, typer.Option("-v", "--verbose", count=True, help="Say more (-vv: everything).")
-]
+VerboseOption = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Say more (-vv: everything).")]
 QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
 OutOption = Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="Folder for the results.")]
 
@@ -109,9 +107,7 @@ def _as_refusal(error: Exception) -> CodeBrainError | None:
     if isinstance(error, CodeBrainError):
         return error
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return refusal(
-            "ENV_MEMORY", "there was not enough memory", hint="Use a smaller study or another device."
-        )
+        return refusal("ENV_MEMORY", "there was not enough memory", hint="Use a smaller study or another device.")
     if isinstance(error, PermissionError):
         return refusal("OUT_PERMISSION", "this may not be read or written", file=error.filename)
     return None

@@ -175,16 +175,12 @@ def examples_figure(examples: Sequence[Example], model: str) -> bytes:
     shown = None
     for line, example in zip(axes, examples, strict=True):
         shown = _example_line(line, example)
-        line[0].text(
-            -0.08, 0.5, example.title, transform=line[0].transAxes, ha="right", va="center", fontsize=8
-        )
+        line[0].text(-0.08, 0.5, example.title, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
     bar = figure.colorbar(shown, ax=axes[:, -1].tolist(), fraction=0.08, extend="max")
     bar.set_label("absolute error (data range 1)", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     warned = any(Modality.T1GD in example.modalities for example in examples)
-    figure.suptitle(
-        f"{model}: middle slices; imputed images are {SYNTHETIC}. {RESEARCH_USE_ONLY}.", fontsize=9
-    )
+    figure.suptitle(f"{model}: middle slices; imputed images are {SYNTHETIC}. {RESEARCH_USE_ONLY}.", fontsize=9)
     figure.supxlabel(ENHANCEMENT_UNKNOWN if warned else "", fontsize=7, wrap=True)
     return _png(figure)
 

@@ -45,9 +45,7 @@ def reference_model(
     return model.eval().requires_grad_(False)
 
 
-def _training_batches(
-    store: SliceStore, wiring: Wiring, progress: Progress | None, size: int = 16
-) -> Iterator[Batch]:
+def _training_batches(store: SliceStore, wiring: Wiring, progress: Progress | None, size: int = 16) -> Iterator[Batch]:
     picks = store.index("train")
     places = np.unique(np.linspace(0, len(picks) - 1, min(len(picks), MOST_SLICES)).round().astype(int))
     picks = picks[places]

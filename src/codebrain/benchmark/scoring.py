@@ -212,13 +212,9 @@ class Subject:
 
     def absent(self, pattern: Pattern) -> list[int]:
         """Places in the shared contrasts that are imputed and judged."""
-        return [
-            i for i, (has, given) in enumerate(zip(self.available, pattern, strict=True)) if has and not given
-        ]
+        return [i for i, (has, given) in enumerate(zip(self.available, pattern, strict=True)) if has and not given]
 
-    def rows(
-        self, completed: Tensor, pattern: Pattern, model: str, task: str, regions: Sequence[str]
-    ) -> Iterator[Row]:
+    def rows(self, completed: Tensor, pattern: Pattern, model: str, task: str, regions: Sequence[str]) -> Iterator[Row]:
         """The rows of one pattern; ``completed`` is ``(n, s, h, w)`` in the full frame."""
         name = pattern_name(self.wiring.shared, pattern)
         for place in self.absent(pattern):

@@ -83,9 +83,7 @@ class Table:
 
 
 def _pad(line: Sequence[str], widths: Sequence[int]) -> list[str]:
-    return [
-        text.rjust(w) if i else text.ljust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))
-    ]
+    return [text.rjust(w) if i else text.ljust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))]
 
 
 _TEX = {
@@ -121,9 +119,7 @@ def comparison(rows: Sequence[Row], *, region: str = "slice", task: str = "imput
                   for g in GIVENS for m in UNITS]  # fmt: skip
         body.append((model, *scores))
     groups = tuple((name, len(UNITS)) for name in GIVENS.values())
-    return Table(
-        f"{REGION_TITLES[region]}, {task}", groups, ("Model", *list(UNITS) * len(GIVENS)), tuple(body)
-    )
+    return Table(f"{REGION_TITLES[region]}, {task}", groups, ("Model", *list(UNITS) * len(GIVENS)), tuple(body))
 
 
 def by_pattern(rows: Sequence[Row], model: str, *, region: str = "slice") -> Table:
@@ -178,9 +174,7 @@ def notes(rows: Sequence[Row], *, split: str, middle: int | None = None) -> list
     ]
     if len(set(cells.values())) > 1:
         listed = ", ".join(f"{model} {count}" for model, count in cells.items())
-        lines.append(
-            f"The models know different contrasts, so their means are over different cells: {listed}."
-        )
+        lines.append(f"The models know different contrasts, so their means are over different cells: {listed}.")
     return [*lines, f"{RESEARCH_USE_ONLY}."]
 
 

@@ -51,18 +51,12 @@ def model_class(name: str) -> type[ImputationModel]:
         )
     module = importlib.import_module(f"{__name__}.{name}")
     for value in vars(module).values():
-        if (
-            isinstance(value, type)
-            and issubclass(value, ImputationModel)
-            and value.__module__ == module.__name__
-        ):
+        if isinstance(value, type) and issubclass(value, ImputationModel) and value.__module__ == module.__name__:
             return value
     raise refusal("CONFIG", f"codebrain/models/{name}.py defines no ImputationModel", field="model")
 
 
-def build_model(
-    name: str, modalities: ModalitySet, settings: Mapping[str, Any] | None = None
-) -> ImputationModel:
+def build_model(name: str, modalities: ModalitySet, settings: Mapping[str, Any] | None = None) -> ImputationModel:
     """A new, untrained model; initial weights come from torch's global generator.
 
     Args:

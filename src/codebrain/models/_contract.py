@@ -108,9 +108,7 @@ class ImputationModel(nn.Module, ABC):
 class Reconstructs(Protocol):
     """A model that can also rebuild a complete set from its own code of it (the paper's Stage I)."""
 
-    def reconstruct(
-        self, images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]
-    ) -> Float[Tensor, "b m h w"]:
+    def reconstruct(self, images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]) -> Float[Tensor, "b m h w"]:
         """Posterior code of the complete images, common features of the given ones, decoded."""
         ...
 

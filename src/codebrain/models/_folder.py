@@ -92,9 +92,7 @@ def load_model(source: Path | str) -> ImputationModel:
     preparation = Preparation.from_json(_read(folder / "preparation.json").decode("utf-8", "replace"))
     weights = _read_weights(folder / "model.safetensors", str(config["weights_sha256"]))
     with torch.random.fork_rng(devices=[]):
-        model = build_model(
-            config["architecture"], ModalitySet.parse(config["modalities"]), config["settings"]
-        )
+        model = build_model(config["architecture"], ModalitySet.parse(config["modalities"]), config["settings"])
     _check_identity(folder, weights, _identity(model, preparation))
     _fill(model, tensors_from_bytes(weights), folder)
     model.preparation, model.sha256, model.name = preparation, config["weights_sha256"], folder.name
@@ -115,9 +113,7 @@ def _model_folder(source: Path | str) -> Path:
                 expected="a model folder",
                 hint="A checkpoint of the released CodeBrain code comes in through: codebrain models import.",
             )
-        raise refusal(
-            "CKPT_CORRUPT", "this is a file", file=path, expected="a model folder with a config.json"
-        )
+        raise refusal("CKPT_CORRUPT", "this is a file", file=path, expected="a model folder with a config.json")
     if not path.is_dir():
         raise refusal(
             "CKPT_NONE",
@@ -244,13 +240,9 @@ def _fill(model: ImputationModel, tensors: dict[str, Tensor], folder: Path) -> N
         )
     for name, value in tensors.items():
         if not torch.isfinite(value).all():
-            raise refusal(
-                "CKPT_NONFINITE", "the weights hold values that are not finite", file=folder, field=name
-            )
+            raise refusal("CKPT_NONFINITE", "the weights hold values that are not finite", file=folder, field=name)
     try:
-        model.load_state_dict(
-            {name: value.to(wanted[name].dtype) for name, value in tensors.items()}, strict=False
-        )
+        model.load_state_dict({name: value.to(wanted[name].dtype) for name, value in tensors.items()}, strict=False)
     except (RuntimeError, SafetensorError) as error:
         raise refusal("CKPT_CORRUPT", f"the weights cannot be used: {error}", file=folder) from error
 

@@ -41,9 +41,7 @@ save_file(flat, sys.argv[2])
 """
 
 
-def read_released(
-    file: Path, modalities: ModalitySet, levels: Sequence[int] = PAPER_LEVELS
-) -> ImputationModel:
+def read_released(file: Path, modalities: ModalitySet, levels: Sequence[int] = PAPER_LEVELS) -> ImputationModel:
     """The CodeBrain model in a released checkpoint ``{'rec_model': ..., 'grad_model': ...}``.
 
     Args:
@@ -149,9 +147,7 @@ def _check_sizes(
             found=contrasts,
             expected=f"{len(modalities)} ({modalities})",
         )
-    last = max(
-        (n for n in tensors if n.startswith("prior_encoder.") and n.endswith("bias")), key=_stage_number
-    )
+    last = max((n for n in tensors if n.startswith("prior_encoder.") and n.endswith("bias")), key=_stage_number)
     bits = tensors[last].numel()
     if bits != sum(levels) - len(levels):
         raise _mismatch(

@@ -128,9 +128,7 @@ class Polynomial(ClosedFormModel):
         found = torch.zeros(len(self.monomials))
         gram, usable = _joint_gram(grams, given, target)
         if gram is None:
-            _LOG.warning(
-                "no training slice has %s: the polynomial leaves it black", self.modalities.members[target]
-            )
+            _LOG.warning("no training slice has %s: the polynomial leaves it black", self.modalities.members[target])
             return found
         terms = [i for i, monomial in enumerate(self.monomials) if all(usable[c] for c in monomial)]
         count = gram[0, 0]
@@ -151,9 +149,7 @@ def powers(values: Float[Tensor, "m n"], wanted: Iterable[Monomial]) -> Float[Te
     """The values of monomials; ``wanted`` names a monomial after the one it extends."""
     known: dict[Monomial, Tensor] = {}
     for monomial in wanted:
-        known[monomial] = (
-            known[monomial[:-1]] * values[monomial[-1]] if monomial else torch.ones_like(values[0])
-        )
+        known[monomial] = known[monomial[:-1]] * values[monomial[-1]] if monomial else torch.ones_like(values[0])
     return torch.stack(tuple(known.values()))
 
 

@@ -45,9 +45,7 @@ class FiniteScalarQuantiser(nn.Module):
     def __init__(self, levels: Sequence[int]) -> None:
         super().__init__()
         if not levels or min(levels) < 2:
-            raise refusal(
-                "CONFIG", "every code channel needs at least two levels", field="levels", found=list(levels)
-            )
+            raise refusal("CONFIG", "every code channel needs at least two levels", field="levels", found=list(levels))
         self.levels = tuple(levels)
         self.register_buffer("level_count", torch.tensor(levels), persistent=False)
         self.register_buffer("half_width", torch.tensor([n // 2 for n in levels]), persistent=False)

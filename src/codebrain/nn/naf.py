@@ -105,9 +105,7 @@ class NafDecoder(nn.Module):
         stages.append(Conv2d(width, contrasts, 3, padding=1))
         self.stages = nn.Sequential(*stages)
 
-    def forward(
-        self, code: Float[Tensor, "b hc wc c"], common: Float[Tensor, "b hc wc k"]
-    ) -> Float[Tensor, "b m h w"]:
+    def forward(self, code: Float[Tensor, "b hc wc c"], common: Float[Tensor, "b hc wc k"]) -> Float[Tensor, "b m h w"]:
         fused = self.fuse(torch.cat([code.to(common.dtype), common], dim=-1))
         images: Tensor = rearrange(self.stages(fused), "b h w m -> b m h w")
         return images

@@ -17,9 +17,7 @@ from codebrain.errors import refusal
 
 
 def in_a_new_process(code):
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
-    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_help_and_info_import_no_torch():
@@ -37,9 +35,7 @@ assert not heavy, heavy
 
 
 def test_importing_the_package_imports_nothing_heavy():
-    done = in_a_new_process(
-        "import codebrain, sys; assert not {'torch', 'numpy', 'nibabel'} & set(sys.modules)"
-    )
+    done = in_a_new_process("import codebrain, sys; assert not {'torch', 'numpy', 'nibabel'} & set(sys.modules)")
     assert done.returncode == 0, done.stderr
 
 
@@ -53,10 +49,7 @@ def test_public_names_are_there_and_only_those_are_listed():
 
 def test_version_says_what_it_is_not_for(capsys):
     assert cli.main(["--version"]) == 0
-    assert (
-        capsys.readouterr().out
-        == f"codebrain {codebrain.__version__}\nResearch use only; not a medical device\n"
-    )
+    assert capsys.readouterr().out == f"codebrain {codebrain.__version__}\nResearch use only; not a medical device\n"
 
 
 def test_info(capsys):
@@ -134,9 +127,7 @@ def test_the_traceback_is_for_debugging(capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-)
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signals_unwind_and_handlers_come_back(number, expected, capsys):
     before = signal.getsignal(number)
     cleaned = []

@@ -54,9 +54,7 @@ def test_the_critic_aims_at_the_present_contrasts() -> None:
     scores = model.critic(one.images, one.images)
     loss = model.loss("critic", one, one.images, stage="reconstruction", progress=0.0)
     real = (scores - 1).square().mean()
-    fake = (
-        torch.stack([(scores[:, :2] - 1).square().mean((2, 3)).sum(), scores[:, 2].square().mean()]).sum() / 3
-    )
+    fake = torch.stack([(scores[:, :2] - 1).square().mean((2, 3)).sum(), scores[:, 2].square().mean()]).sum() / 3
     assert torch.allclose(loss.total, (real + fake) / 2, atol=1e-6)
 
 

@@ -38,9 +38,7 @@ def register(app: typer.Typer) -> None:
         out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT")] = Path("codebrain-demo"),
         model: Annotated[str, typer.Option(help="A bundled model or a model folder.")] = "starter",
         seed: Annotated[int, typer.Option(min=0, help="Which simulated patient.")] = 7,
-        overwrite: Annotated[
-            bool, typer.Option("--overwrite", help="Replace an earlier run in OUT.")
-        ] = False,
+        overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in OUT.")] = False,
         device: DeviceOption = "auto",
         threads: ThreadsOption = None,
         as_json: JsonOption = False,

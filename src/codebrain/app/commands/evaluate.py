@@ -47,9 +47,7 @@ def register(app: typer.Typer) -> None:
     def evaluate(
         models: Annotated[
             list[str],
-            typer.Argument(
-                metavar="MODEL...", help="Model folders, bundled models, zeros, mean or polynomial."
-            ),
+            typer.Argument(metavar="MODEL...", help="Model folders, bundled models, zeros, mean or polynomial."),
         ],
         data: Annotated[Path, typer.Option(metavar="DST", help="A slice store made by `codebrain prepare`.")],
         out: OutOption,
@@ -78,9 +76,7 @@ def register(app: typer.Typer) -> None:
         PSNR, SSIM and MAE of whole 2-D slices for every pattern and absent contrast, averaged as the paper's
         code does; also inside the foreground only and per volume.
         """
-        request = Request(
-            tuple(models), data, out, split, patterns, references, middle, batch, overwrite, quiet
-        )
+        request = Request(tuple(models), data, out, split, patterns, references, middle, batch, overwrite, quiet)
         run(
             lambda: _evaluate(request, device=device, threads=threads, as_json=as_json),
             as_json=as_json, debug=debug, verbose=verbose, quiet=quiet,

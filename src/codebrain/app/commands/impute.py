@@ -62,9 +62,7 @@ def register(app: typer.Typer) -> None:
     @app.command()
     def impute(
         out: OutOption,
-        folder: Annotated[
-            Path | None, typer.Argument(help="A folder whose file names tell contrasts.")
-        ] = None,
+        folder: Annotated[Path | None, typer.Argument(help="A folder whose file names tell contrasts.")] = None,
         t1: Annotated[list[Path] | None, _contrast("--t1", "--t1w", "--t1n")] = None,
         t2: Annotated[list[Path] | None, _contrast("--t2", "--t2w")] = None,
         pd: Annotated[list[Path] | None, _contrast("--pd", "--pdw")] = None,
@@ -81,19 +79,13 @@ def register(app: typer.Typer) -> None:
         name: Annotated[str, typer.Option(metavar="STEM", help="Files are named after it.")] = "study",
         align: Annotated[str, typer.Option(metavar="auto|none", help="Register different grids.")] = "auto",
         ref: Annotated[str | None, typer.Option(metavar="CONTRAST", help="Whose grid to use.")] = None,
-        intensity: Annotated[
-            str, typer.Option(metavar="scanner|unit", help="Scanner units, or [0, 1].")
-        ] = "scanner",
+        intensity: Annotated[str, typer.Option(metavar="scanner|unit", help="Scanner units, or [0, 1].")] = "scanner",
         precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16")] = "auto",
         evaluate: Annotated[
             bool, typer.Option("--evaluate", help="Withhold wanted contrasts that are given; score them.")
         ] = False,
-        overwrite: Annotated[
-            bool, typer.Option("--overwrite", help="Replace an earlier run in OUT.")
-        ] = False,
-        volume: Annotated[
-            int | None, typer.Option(min=0, help="Which volume of four-dimensional files.")
-        ] = None,
+        overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in OUT.")] = False,
+        volume: Annotated[int | None, typer.Option(min=0, help="Which volume of four-dimensional files.")] = None,
         max_voxels: Annotated[int, typer.Option(min=1, help="Refuse larger files.")] = 2**28,
         accept_no_orientation: Annotated[
             bool, typer.Option("--accept-no-orientation", help="Accept files without orientation codes.")
@@ -161,14 +153,10 @@ def gather_files(
         InputRefused: when a folder's files are ambiguous.
     """
     named: dict[Modality, Path] = {}
-    pairs = [(m, path) for m, paths in flags.items() for path in paths or ()] + [
-        _pair(text) for text in inputs
-    ]
+    pairs = [(m, path) for m, paths in flags.items() for path in paths or ()] + [_pair(text) for text in inputs]
     for modality, path in pairs:
         if modality in named:
-            raise refusal(
-                "MOD_DUPLICATE", f"{modality} is given twice", found=f"{named[modality]} and {path}"
-            )
+            raise refusal("MOD_DUPLICATE", f"{modality} is given twice", found=f"{named[modality]} and {path}")
         named[modality] = path
     found: dict[Modality, Path] = {}
     if folder is not None:
@@ -176,10 +164,7 @@ def gather_files(
 
         found = find_files(folder)
         for modality, path in found.items() if announce else ():
-            say(
-                f"codebrain: {modality}: {path.name}"
-                + (" (replaced by the option)" if modality in named else "")
-            )
+            say(f"codebrain: {modality}: {path.name}" + (" (replaced by the option)" if modality in named else ""))
     files = found | named
     if not files:
         hint = "Name the scans, as in: codebrain impute --t1 t1.nii.gz --flair flair.nii.gz -o out."
@@ -190,9 +175,7 @@ def gather_files(
 def _pair(text: str) -> tuple[Modality, Path]:
     contrast, equals, file = text.partition("=")
     if not equals or not file:
-        raise refusal(
-            "CONFIG", "not a contrast and a file", field="--input", found=text, expected="CONTRAST=FILE"
-        )
+        raise refusal("CONFIG", "not a contrast and a file", field="--input", found=text, expected="CONTRAST=FILE")
     return Modality.parse(contrast), Path(file)
 
 

@@ -86,9 +86,7 @@ def _as_text(facts: dict[str, Any]) -> str:
         "codebrain": facts["codebrain"],
         "python": facts["python"],
         "platform": facts["platform"],
-        "packages": ", ".join(
-            f"{name} {version or 'missing'}" for name, version in facts["packages"].items()
-        ),
+        "packages": ", ".join(f"{name} {version or 'missing'}" for name, version in facts["packages"].items()),
         "extras": ", ".join(extras),
         "cores": facts["cores"],
         "memory": f"{facts['memory_gib']} GiB" if facts["memory_gib"] else "unknown",

@@ -88,9 +88,7 @@ def _show(model: str, as_json: bool) -> None:
     summary = _summary(folder)
     card = folder / "MODEL_CARD.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
-    metrics = (
-        json.loads((folder / "metrics.json").read_bytes()) if (folder / "metrics.json").is_file() else {}
-    )
+    metrics = json.loads((folder / "metrics.json").read_bytes()) if (folder / "metrics.json").is_file() else {}
     if as_json:
         emit_json({"name": folder.name, **summary, "metrics": metrics, "card": text})
     else:
@@ -105,9 +103,7 @@ def _verify(model: str, as_json: bool) -> None:
     if as_json:
         emit_json({"name": loaded.name, "sha256": loaded.sha256, "parameters": count, "ok": True})
     else:
-        emit(
-            f"{loaded.name}: {count:,} parameters, contrasts {loaded.modalities}, SHA-256 {loaded.sha256[:12]}: good"
-        )
+        emit(f"{loaded.name}: {count:,} parameters, contrasts {loaded.modalities}, SHA-256 {loaded.sha256[:12]}: good")
 
 
 def _import(file: Path, modalities: str, out: Path, levels: str, overwrite: bool, as_json: bool) -> None:
@@ -116,9 +112,7 @@ def _import(file: Path, modalities: str, out: Path, levels: str, overwrite: bool
     from codebrain.vocabulary import ModalitySet, Preparation
 
     if (out / "config.json").exists() and not overwrite:
-        raise refusal(
-            "OUT_EXISTS", "a model is there already", file=out, hint="Use --overwrite to replace it."
-        )
+        raise refusal("OUT_EXISTS", "a model is there already", file=out, hint="Use --overwrite to replace it.")
     try:
         counts = tuple(int(part) for part in levels.split(","))
     except ValueError as error:

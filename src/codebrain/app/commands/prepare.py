@@ -32,9 +32,7 @@ def register(app: typer.Typer) -> None:
 
     @app.command()
     def prepare(
-        kind: Annotated[
-            str, typer.Argument(metavar="folder", help="Kind of source: a `folder` of study folders.")
-        ],
+        kind: Annotated[str, typer.Argument(metavar="folder", help="Kind of source: a `folder` of study folders.")],
         source: Annotated[list[Path], typer.Argument(metavar="SRC...", help="One or more sources.")],
         out: OutOption,
         contrasts: Annotated[
@@ -54,12 +52,8 @@ def register(app: typer.Typer) -> None:
         align: Annotated[
             str, typer.Option(metavar="auto|none", help="Register contrasts on different grids, or refuse.")
         ] = "auto",
-        jobs: Annotated[
-            int | None, typer.Option(min=1, help="Studies at a time; by default up to 4.")
-        ] = None,
-        resume: Annotated[
-            bool, typer.Option("--resume", help="Keep what is finished and unchanged.")
-        ] = False,
+        jobs: Annotated[int | None, typer.Option(min=1, help="Studies at a time; by default up to 4.")] = None,
+        resume: Annotated[bool, typer.Option("--resume", help="Keep what is finished and unchanged.")] = False,
         overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier store.")] = False,
         as_json: JsonOption = False,
         debug: DebugOption = False,
