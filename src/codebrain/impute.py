@@ -167,7 +167,8 @@ class Imputer:
             for m, data in unit.items()
         }
         record = facts.run_record(watch.seconds, scores)
-        return Imputation(study.name, contrasts, given, unit, truth.images, record, facts.notices)
+        files = tuple(volume.file for volume in study.volumes.values() if volume.file is not None)
+        return Imputation(study.name, contrasts, given, unit, truth.images, record, facts.notices, files)
 
     def prepare(
         self, study: Study, plan: Plan, *, align: Literal["auto", "none"] = "auto",

@@ -118,6 +118,7 @@ class Imputation:
         truth: withheld contrasts, likewise, when the imputation was evaluated.
         record: the run: versions, device, inputs, model, seconds, warnings, scores.
         notices: what was accepted with a warning.
+        files: what was read; results never go into their folders.
         focus: voxel through which the pictures are cut; by default the middle of the head.
     """
 
@@ -128,6 +129,7 @@ class Imputation:
     truth: Mapping[Modality, Image]
     record: Mapping[str, Any]
     notices: tuple[Notice, ...] = ()
+    files: tuple[Path, ...] = ()
     focus: tuple[int, int, int] | None = field(default=None, repr=False)
 
     @property
@@ -161,8 +163,7 @@ class Imputation:
         """
         if not self.contrasts:
             return []
-        inputs = [c.reference.file for c in self.contrasts.values() if c.reference.file]
-        with output.RunFolder(out, overwrite=overwrite, inputs=inputs) as folder:
+        with output.RunFolder(out, overwrite=overwrite, inputs=self.files) as folder:
             return self.write(folder, command=command)
 
     def write(self, folder: output.RunFolder, *, command: Sequence[str] | None = None) -> list[Path]:

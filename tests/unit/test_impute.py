@@ -82,6 +82,13 @@ def test_saving_writes_what_was_computed(imputer, tmp_path):
     result.save(tmp_path / "out", overwrite=True)
 
 
+def test_results_are_not_saved_among_the_scans(imputer, tmp_path):
+    files = scans.write_study(tmp_path, ("T1", "FLAIR"))
+    with pytest.raises(CodeBrainError) as caught:
+        imputer(files, want=["T2"]).save(tmp_path)
+    assert caught.value.code == "OUT_CLOBBER"
+
+
 def test_a_model_without_grades_gives_no_doubt(tmp_path):
     model = build_model("mean", MODALITIES)
     result = Imputer(model.eval())({"T1": scan(), "FLAIR": scan("FLAIR")}, want=["T2"])

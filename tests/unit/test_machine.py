@@ -1,0 +1,76 @@
+"""Limits are those allotted to us, not those of the hardware."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from codebrain import machine
+from codebrain.errors import CodeBrainError
+
+
+@pytest.fixture
+def cgroup(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("200000 100000", 2), ("150000 100000", 2), ("20000 100000", 1), ("max 100000", 16)]
+)
+def test_cores_of_a_cgroup(quota, cores, cgroup):
+    (cgroup / "cpu.max").write_text(quota)
+    assert machine.allotted_cores() == cores
+
+
+def test_cores_of_an_older_cgroup(cgroup):
+    (cgroup / "cpu").mkdir()
+    (cgroup / "cpu" / "cpu.cfs_quota_us").write_text("300000\n")
+    (cgroup / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert machine.allotted_cores() == 3
+
+
+def test_cores_without_a_cgroup_are_those_of_the_affinity(cgroup):
+    assert machine.allotted_cores() == 16
+
+
+def test_memory_of_a_cgroup(cgroup):
+    (cgroup / "memory.max").write_text("1048576")
+    assert machine.memory_limit() == 2**20
+    (cgroup / "memory.max").write_text("max")
+    assert machine.memory_limit() > 2**20
+
+
+def test_peak_memory_is_that_of_this_process():
+    assert 2**24 < machine.peak_memory() < 2**40
+
+
+def test_threads_follow_the_allotment_and_the_environment(cgroup, monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        (cgroup / "cpu.max").write_text("200000 100000")
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        assert machine.set_threads() == 2
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        assert machine.set_threads() == 1
+        assert machine.set_threads(3) == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("tpu", "CONFIG"), ("cpu:1", "CONFIG"), ("cuda:x", "CONFIG"), ("", "CONFIG"), ("cuda:99", "ENV_GPU")],
+)
+def test_devices_that_do_not_exist(name, code):
+    with pytest.raises(CodeBrainError) as caught:
+        machine.choose_device(name)
+    assert caught.value.code == code
+
+
+def test_the_cpu_is_always_there():
+    assert machine.choose_device("cpu") == torch.device("cpu")
+    assert machine.choose_device("auto").type in ("cpu", "cuda")
