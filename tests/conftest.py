@@ -6,10 +6,16 @@ import os
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 
 # Before torch is imported. Two test processes with two threads each on two cores wait for one another: a short
 # training run took 14 seconds instead of one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Shapes in signatures are checked on every call that the tests make.
+install_import_hook(
+    ["codebrain.nn", "codebrain.models", "codebrain.metrics", "codebrain.uncertainty"], "beartype.beartype"
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REAL_DATA = REPOSITORY.parent / "shared" / "data"

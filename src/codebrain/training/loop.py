@@ -276,6 +276,7 @@ class _Trainer:
 
     def _end_stage(self, stage: str) -> None:
         """Go on with the best weights of the stage, if validation chose some, and commit that."""
+        self._refuse_drift(stage)
         if self.position.best is not None:
             self.fabric.barrier()
             self._take_best(stage, self.position.best)
@@ -284,6 +285,15 @@ class _Trainer:
         self.position = Position(self.position.stage + 1, scores=self.position.scores, total=self.position.total + 1)
         self._save({})
         self.fabric.barrier()
+
+    def _refuse_drift(self, stage: str) -> None:
+        """Processes start from one seed and apply one gradient, so they must hold the same weights, bit for bit."""
+        if self.fabric.world_size == 1:
+            return
+        mark = torch.tensor(int(fingerprint(self.model)[:12], 16), device=self.fabric.device)
+        if self.fabric.all_reduce(mark.clone(), reduce_op="max") != -self.fabric.all_reduce(-mark, reduce_op="max"):
+            raise refusal("DIVERGED", f"the processes hold different weights after stage {stage}",
+                          hint="Start them on equal hardware with equal versions of torch.")  # fmt: skip
 
     def _take_best(self, stage: str, score: float) -> None:
         try:
