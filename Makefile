@@ -19,7 +19,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/codespell README.md CHANGELOG.md docs src tests benchmarks
+	$(BIN)/codespell README.md CHANGELOG.md docs src tests
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
