@@ -30,12 +30,12 @@ class Graded(Protocol):
 
     def complete(
         self, images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]
-    ) -> tuple[Float[Tensor, "b m h w"], list[Float[Tensor, "b n hc wc"]]]:
+    ) -> tuple[Float[Tensor, "b m h w"], list[Float[Tensor, "b _ hc wc"]]]:
         """The completed images, and per code channel the probability that the level exceeds j, ``n = L - 1``."""
         ...
 
 
-def code_entropy(grades: Sequence[Float[Tensor, "b n hc wc"]]) -> Float[Tensor, "b hc wc"]:
+def code_entropy(grades: Sequence[Float[Tensor, "b _ hc wc"]]) -> Float[Tensor, "b hc wc"]:
     """Normalised entropy of the predicted levels, averaged over the code channels, in [0, 1].
 
     Args:
@@ -50,7 +50,7 @@ def _normalised_entropy(bits: Float[Tensor, "b n hc wc"]) -> Float[Tensor, "b hc
     return entropy / log(levels.shape[-1])
 
 
-def code_doubt(grades: Sequence[Float[Tensor, "b n hc wc"]], size: tuple[int, int]) -> Float[Tensor, "b h w"]:
+def code_doubt(grades: Sequence[Float[Tensor, "b _ hc wc"]], size: tuple[int, int]) -> Float[Tensor, "b h w"]:
     """:func:`code_entropy` brought to slices of ``size`` (h, w) by bilinear interpolation."""
     coarse = rearrange(code_entropy(grades), "b h w -> b 1 h w")
     fine = F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)

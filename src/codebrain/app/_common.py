@@ -41,8 +41,6 @@ VerboseOption = Annotated[int, typer.Option("-v", "--verbose", count=True, help=
 QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
 OutOption = Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="Folder for the results.")]
 
-_HANDLER = "codebrain command line"
-
 Advance = Callable[[int, int, str], None]
 """``advance(done, total, note)``: what the library calls to tell how far it is."""
 
@@ -68,9 +66,8 @@ def run(
     Raises:
         typer.Exit: with the status of the published list (0 is silence; 1 is a bug of ours).
     """
-    _configure_logging(verbose, quiet)
     try:
-        with _signals():
+        with _logging(verbose, quiet), _signals():
             work()
     except typer.Exit:
         raise
@@ -141,16 +138,19 @@ def _signals() -> Iterator[None]:
             signal.signal(getattr(signal, name), handler)
 
 
-def _configure_logging(verbose: int, quiet: bool) -> None:
-    level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+@contextmanager
+def _logging(verbose: int, quiet: bool) -> Iterator[None]:
+    """The library's log on stderr while a command runs; as it was before, afterwards."""
     logger = logging.getLogger("codebrain")
-    logger.setLevel(level)
-    for old in [h for h in logger.handlers if h.get_name() == _HANDLER]:
-        logger.removeHandler(old)
-    handler = logging.StreamHandler(sys.stderr)
+    level, handler = logger.level, logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("codebrain: %(message)s"))
-    handler.set_name(_HANDLER)
+    logger.setLevel(logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
     logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def one_line(text: str) -> str:

@@ -86,7 +86,7 @@ class CodeBrain(ImputationModel):
 
     def complete(
         self, images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]
-    ) -> tuple[Float[Tensor, "b m h w"], list[Float[Tensor, "b n hc wc"]]]:
+    ) -> tuple[Float[Tensor, "b m h w"], list[Float[Tensor, "b _ hc wc"]]]:
         """:meth:`forward` and the :meth:`grades` it was decoded from, which costs a quarter less than both."""
         incomplete = _withhold(images, present)
         bits = self._bit_probabilities(incomplete)
@@ -96,7 +96,7 @@ class CodeBrain(ImputationModel):
 
     def grades(
         self, images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]
-    ) -> list[Float[Tensor, "b n hc wc"]]:
+    ) -> list[Float[Tensor, "b _ hc wc"]]:
         """Per code channel the probability that the level exceeds j, ``n = L - 1`` bits."""
         bits = self._bit_probabilities(_withhold(images, present))
         return [rearrange(channel, "b h w n -> b n h w") for channel in bits]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -143,6 +144,16 @@ def test_signals_unwind_and_handlers_come_back(number, expected, capsys):
     assert status(work) == expected
     assert cleaned and signal.getsignal(number) is before
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_log_is_heard_during_a_command_and_left_as_it_was(capsys):
+    logger = logging.getLogger("codebrain")
+    before = logger.level, list(logger.handlers)
+    assert status(lambda: logger.warning("heard"), quiet=False) == 0
+    assert status(lambda: logger.warning("not heard"), quiet=True) == 0
+    assert status(lambda: logger.info("heard too"), verbose=1) == 0
+    assert capsys.readouterr().err == "codebrain: heard\ncodebrain: heard too\n"
+    assert (logger.level, logger.handlers) == before
 
 
 def test_a_reader_that_went_away_is_no_error():
