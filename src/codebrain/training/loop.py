@@ -10,14 +10,9 @@ import hashlib
 import json
 import logging
 import math
-import os
-import re
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +22,7 @@ from torch import Tensor, nn
 
 from codebrain import metrics
 from codebrain.data.slices import SliceStore
-from codebrain.errors import CodeBrainError, EnvironmentRefused, missing_extra, refusal
+from codebrain.errors import CodeBrainError, EnvironmentRefused, refusal
 from codebrain.faults import fault
 from codebrain.imaging import safe_files
 from codebrain.models import build_model, save_model
@@ -37,14 +32,14 @@ from codebrain.training.batches import TrainingBatches, chance, leave_one_out, s
 from codebrain.training.checkpoint import Checkpoint, Checkpoints
 from codebrain.training.config import OptimiserConfig, StageConfig, TrainConfig
 from codebrain.training.log import RunLog
+from codebrain.training.process import Stop, own_folder, start_fabric
+from codebrain.training.resume import refuse_changes, refuse_other_weights, restore_optimiser
 from codebrain.vocabulary import ModalitySet
 
 _log = logging.getLogger(__name__)
 
 _MOST_FAILURES = 3
 """Checkpoints that fail one after another before the run stops."""
-_WITHOUT_EFFECT = {"checkpoint_steps", "checkpoint_minutes"}
-"""Settings that change nothing in what is learnt, so a resumed run may have others."""
 
 Advance = Callable[[int, int, str], None]
 
@@ -100,12 +95,12 @@ def train(
         ModelRefused: ``CKPT_NONE`` nothing to resume, ``CKPT_MISMATCH`` other configuration or data.
         EnvironmentRefused: ``OUT_EXISTS``, ``OUT_SPACE``, ``LOCKED``, ``ENV_EXTRA``, ``ENV_GPU``.
     """
-    fabric = _fabric(config, device)
-    with _one_process(run, fabric, resume=resume):
+    fabric = start_fabric(config, device)
+    with own_folder(run, fabric, resume=resume):
         trainer = _Trainer(config, store, run, fabric, progress)
         try:
             trainer.restore(resume=resume, accept_changes=accept_changes)
-            with _Stop() as stop:
+            with Stop() as stop:
                 trainer.run_stages(stop)
             return trainer.export()
         finally:
@@ -138,7 +133,7 @@ class _Trainer:
 
     # --- stages ---
 
-    def run_stages(self, stop: _Stop) -> None:
+    def run_stages(self, stop: Stop) -> None:
         """Every stage that is not done yet."""
         if self.position.stage == len(self.model.stages):
             _log.info("this run is finished")
@@ -151,7 +146,7 @@ class _Trainer:
                 self.model.fit(self.batches[self.position.stage].whole())
             self._end_stage(stage)
 
-    def _run_stage(self, stage: str, stop: _Stop) -> None:
+    def _run_stage(self, stage: str, stop: Stop) -> None:
         number, settings = self.position.stage, self._settings(stage)
         batches, steps = self.batches[number], self.length[number]
         players = self.model.players(stage)
@@ -242,7 +237,7 @@ class _Trainer:
             hint="Look at these slices, or lower the learning rate; --resume goes on from the last checkpoint.",
         )
 
-    def _validate(self, stage: str, stop: _Stop) -> None:
+    def _validate(self, stage: str, stop: Stop) -> None:
         """Mean PSNR over slices, leave-one-out patterns and absent contrasts; the best weights are kept.
 
         A signal breaks it off, because it can take longer than the half minute that a cluster leaves us; the
@@ -265,7 +260,7 @@ class _Trainer:
             if self.fabric.broadcast(self.log is not None and self._commit(name, {}, {"psnr": score})):
                 self.position.best, self.position.best_step = score, self.position.step
 
-    def _score(self, stage: str, stop: _Stop) -> float:
+    def _score(self, stage: str, stop: Stop) -> float:
         score = validation_psnr(
             self.model.eval(), self.store, stage=stage, most=self.config.validation_slices,
             device=self.fabric.device, stopping=lambda: bool(stop.number),
@@ -321,8 +316,8 @@ class _Trainer:
                 file=self.run,
                 hint="Leave out --resume to start.",
             )
-        _refuse_changes(found, self._hashes(), accept=accept_changes)
-        _refuse_other_weights(found, self.model)
+        refuse_changes(found, self._hashes(), accept=accept_changes)
+        refuse_other_weights(found, self.model)
         self.model.load_state_dict(found.model)
         self.position = Position(**found.state["position"])
         if self.log is not None:
@@ -398,7 +393,7 @@ class _Trainer:
             )  # fmt: skip
         if self._resumed is not None and self._resumed.optim:
             for name, optimiser in made.items():
-                _restore_optimiser(optimiser, name, self._resumed.optim)
+                restore_optimiser(optimiser, name, self._resumed.optim)
         self._resumed = None
         return made
 
@@ -530,15 +525,6 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _restore_optimiser(optimiser: torch.optim.Optimizer, player: str, tensors: Mapping[str, Tensor]) -> None:
-    content = optimiser.state_dict()
-    for name, value in tensors.items():
-        owner, index, quantity = name.rsplit("/", 2)
-        if owner == player:
-            content["state"].setdefault(int(index), {})[quantity] = value
-    optimiser.load_state_dict(content)
-
-
 def _refuse_unknown_stages(config: TrainConfig, model: ImputationModel) -> None:
     for name, stage in config.stages.items():
         known = set(model.players(name)) if name in model.stages else set()
@@ -556,130 +542,3 @@ def _refuse_bad_crops(config: TrainConfig, store: SliceStore) -> None:
         if stage.crop is not None and stage.crop % multiple:
             raise refusal("CONFIG", f"crops must be a multiple of {multiple}, as the slices are",
                           field=f"stages.{name}.crop", found=stage.crop)  # fmt: skip
-
-
-def _flat(tree: Any, path: str = "") -> dict[str, Any]:
-    """``{"a.b": value}`` of nested mappings."""
-    if not isinstance(tree, Mapping):
-        return {path: tree}
-    return {k: v for key, value in tree.items() for k, v in _flat(value, f"{path}.{key}".lstrip(".")).items()}
-
-
-def _refuse_changes(found: Checkpoint, now: Mapping[str, Any], *, accept: bool) -> None:
-    before, older, newer = found.state, _flat(found.state["config"]), _flat(now["config"])
-    changes = [
-        f"{key}: {older.get(key)!r} is now {newer.get(key)!r}"
-        for key in {**older, **newer}
-        if older.get(key) != newer.get(key) and key not in _WITHOUT_EFFECT
-    ]
-    if before["data"] != now["data"]:
-        changes.append("the training data are others (fingerprint)")
-    if not changes:
-        return
-    if not accept:
-        raise refusal("CKPT_MISMATCH", "configuration or data changed since this run: " + "; ".join(changes),
-                      file=found.path.parent.parent, hint="Use --accept-changes to go on all the same.")  # fmt: skip
-    _log.warning("going on with changes: %s", "; ".join(changes))
-
-
-def _refuse_other_weights(found: Checkpoint, model: nn.Module) -> None:
-    theirs = {name: tuple(value.shape) for name, value in found.model.items()}
-    ours = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    changed = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
-    if changed:
-        raise refusal(
-            "CKPT_MISMATCH", "the checkpoint holds the weights of a model with another architecture or contrasts: "
-            f"{len(changed)} differ, {changed[0]} first", file=found.path,
-            found=theirs.get(changed[0]), expected=ours.get(changed[0]), hint="Start a new run in another folder.",
-        )  # fmt: skip
-
-
-def _fabric(config: TrainConfig, device: str) -> Any:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise refusal("CONFIG", "no such device", field="--device", found=device, expected="auto, cpu or cuda[:N]")
-    try:
-        from lightning_fabric import Fabric
-    except ImportError as error:
-        raise missing_extra("lightning-fabric", "train", "Training") from error
-    wants_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise refusal(
-            "ENV_GPU", "no CUDA device is available", field="--device", found=device, hint="Use --device cpu."
-        )
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    number = [int(device.partition(":")[2])] if ":" in device else local
-    fabric = Fabric(
-        accelerator="cuda" if wants_gpu else "cpu",
-        devices=number if wants_gpu else local,
-        num_nodes=int(os.environ.get("WORLD_SIZE", "1")) // local,
-        strategy="ddp" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "auto",
-        precision="bf16-mixed" if config.precision == "bf16" else "32-true",
-    )
-    fabric.launch()
-    return fabric
-
-
-@contextmanager
-def _one_process(run: Path, fabric: Any, *, resume: bool) -> Iterator[None]:
-    """The run's folder, ours alone; the other processes of a distributed run wait for the first."""
-    if not fabric.is_global_zero:
-        fabric.barrier()
-        yield
-        return
-    if resume and not run.is_dir():
-        raise refusal("CKPT_NONE", "there is no run to resume", file=run, hint="Leave out --resume to start.")
-    if not resume and _occupied(run):
-        raise refusal(
-            "OUT_EXISTS",
-            "there is a run here already",
-            file=run,
-            hint="Use --resume to go on, or another folder.",
-        )
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise safe_files.output_refusal(error, run) from error
-    fault("lock.acquire")
-    with safe_files.FolderLock(run) as lock:
-        for notice in lock.notices:
-            _log.warning("%s", notice.message)
-        safe_files.sweep_temporaries(run)
-        fabric.barrier()
-        yield
-        fault("lock.release")
-
-
-def _occupied(run: Path) -> bool:
-    """Whether the folder holds anything but a run that died before its first checkpoint."""
-    if not run.is_dir() or not any(run.iterdir()):
-        return False
-    return not (run / "config.yaml").is_file() or any((run / "checkpoints").glob("step-*"))
-
-
-class _Stop:
-    """SIGTERM and SIGINT wait for the step to end; a second one does not."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Stop:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {n: signal.signal(n, self._note) for n in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-    def _note(self, number: int, _: object) -> None:
-        self.number = number
-        signal.signal(number, self._before[number])
-
-    def obey(self, number: int) -> None:
-        """Hand the signal on, if there was one, now that nothing would be lost."""
-        if number:
-            _log.info("stopping after this step as asked; --resume goes on from here")
-            self.__exit__()
-            signal.raise_signal(number)
