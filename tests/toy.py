@@ -38,7 +38,7 @@ class Toy(ImputationModel):
             return {"grader": self.refine}
         return {"critic": self.critic, "generator": nn.ModuleList([self.first, self.last])}
 
-    def share(self, batch, *, stage, generator=None):
+    def share(self, batch, *, stage, progress=0.0, generator=None):
         candidate = self._candidate(batch.incomplete)
         return candidate + 0.01 * torch.randn(candidate.shape, generator=generator)
 

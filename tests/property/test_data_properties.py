@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codebrain.data.patterns import draw_patterns
+from codebrain.nn.patterns import draw_patterns
 from codebrain.data.splits import SPLITS, split_patients
 from codebrain.vocabulary import strict_subsets
 

@@ -65,7 +65,7 @@ class ImputationModel(nn.Module, ABC):
         Args:
             images: contrasts in [0, 1]; what absent channels hold has no influence.
             present: which contrasts are given; at least one per sample.
-            generator: source of chance for models that sample.
+            generator: source of chance for models that sample; without one they sample the same every time.
 
         Returns:
             All contrasts in [0, 1]; present ones are the input, untouched.
@@ -73,14 +73,14 @@ class ImputationModel(nn.Module, ABC):
 
     @abstractmethod
     def players(self, stage: str) -> dict[str, nn.Module]:
-        """The modules trained in a stage by name, critic before generator.
+        """The modules trained in a stage by name, in the order of their steps (critic before generator).
 
         Empty for a stage that is fitted in closed form by :meth:`fit`.
         """
 
     @abstractmethod
-    def loss(self, player: str, batch: Batch, shared: Any, *, stage: str, progress: float) -> Loss:
-        """What ``player`` loses on a batch.
+    def loss(self, player: str, batch: Batch, shared: Any, *, stage: str, progress: float) -> Loss | None:
+        """What ``player`` loses on a batch; None when it sits this step out (a critic that starts later).
 
         Args:
             player: a key of :meth:`players`.
@@ -90,7 +90,9 @@ class ImputationModel(nn.Module, ABC):
             progress: fraction of the stage that is done, in [0, 1).
         """
 
-    def share(self, batch: Batch, *, stage: str, generator: torch.Generator | None = None) -> Any:
+    def share(
+        self, batch: Batch, *, stage: str, progress: float = 0.0, generator: torch.Generator | None = None
+    ) -> Any:
         """What is computed once per step and used by every player (for example the candidate images)."""
         return None
 

@@ -137,7 +137,9 @@ class CodeBrain(ImputationModel):
         generator = nn.ModuleList([self.posterior_encoder, self.common_encoder, self.decoder])
         return {"critic": self.critic, "generator": generator}
 
-    def share(self, batch: Batch, *, stage: str, generator: torch.Generator | None = None) -> Any:
+    def share(
+        self, batch: Batch, *, stage: str, progress: float = 0.0, generator: torch.Generator | None = None
+    ) -> Any:
         """Stage I: the candidate images, which both players judge."""
         return self.reconstruct(batch.images, batch.present) if stage == "reconstruction" else None
 

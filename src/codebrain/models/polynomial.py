@@ -28,6 +28,7 @@ from codebrain.errors import refusal
 from codebrain.models._closed_form import ClosedFormModel
 from codebrain.models._contract import keep_present
 from codebrain.nn.batch import Batch
+from codebrain.nn.patterns import by_pattern
 from codebrain.vocabulary import ModalitySet, Pattern, strict_subsets
 
 _LOG = logging.getLogger(__name__)
@@ -83,8 +84,7 @@ class Polynomial(ClosedFormModel):
     ) -> Float[Tensor, "b m h w"]:
         """See :class:`~codebrain.models._contract.ImputationModel`."""
         candidate = torch.zeros_like(images)
-        for given in _distinct(present):
-            chosen = (present == present.new_tensor(given)).all(1)
+        for given, chosen in by_pattern(present):
             candidate[chosen] = self._impute(images[chosen], given)
         return keep_present(candidate, images, present)
 
@@ -161,15 +161,10 @@ def pattern_number(given: Pattern) -> int:
 def _groups(batch: Batch) -> Iterator[tuple[Pattern, Float[Tensor, "m n"]]]:
     """Foreground voxels of the samples that have the same contrasts; the others' channels are zero."""
     images, available = batch.images.cpu(), batch.available.cpu()
-    for pattern in _distinct(available):
+    for pattern, chosen in by_pattern(available):
         here = available.new_tensor(pattern)
-        chosen = images[(available == here).all(1)]
-        values = torch.where(here[:, None], chosen.movedim(1, 0).flatten(1), 0.0)
+        values = torch.where(here[:, None], images[chosen].movedim(1, 0).flatten(1), 0.0)
         yield pattern, values[:, (values > 0).any(0)]
-
-
-def _distinct(patterns: Bool[Tensor, "b m"]) -> list[Pattern]:
-    return sorted({tuple(bool(here) for here in row) for row in patterns.tolist()})
 
 
 def _chunks(values: Float[Tensor, "m n"]) -> Iterator[Float[Tensor, "m c"]]:

@@ -1,4 +1,4 @@
-"""PatchGAN discriminator that sees a candidate set beside the real one, and its least-squares losses.
+"""PatchGAN discriminators, among them one that sees a candidate set beside the real one; least-squares losses.
 
 Source: Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks", CVPR 2017 (the
 layers); Sharma & Hamarneh, MM-GAN, IEEE TMI 2020 (one map per contrast, present contrasts copied into the
@@ -7,11 +7,56 @@ candidate, target 1 on them); Mao et al., "Least Squares GAN", ICCV 2017.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 from jaxtyping import Bool, Float
 from torch import Tensor, cat, nn
 
 
-class PatchDiscriminator(nn.Module):
+class PatchCritic(nn.Module):
+    """Convolutions of kernel 4 to maps of patch scores; the first layer has no norm.
+
+    Args:
+        inputs: channels of what is judged.
+        outputs: score maps.
+        widths: channels after each layer.
+        strides: of each of these layers; 2 everywhere when absent.
+        norm: ``instance`` (without affine), ``batch`` or ``none``.
+        bias: whether the last convolution has one.
+        same: pad the last layer on the upper and left side, so that the maps keep their size (pix2pix in
+            PyTorch-GAN); otherwise evenly by 1, which loses one row and column.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        widths: Sequence[int],
+        strides: Sequence[int] | None = None,
+        norm: Literal["instance", "batch", "none"] = "instance",
+        bias: bool = True,
+        same: bool = False,
+    ) -> None:
+        super().__init__()
+        norms = {"instance": nn.InstanceNorm2d, "batch": nn.BatchNorm2d}
+        layers: list[nn.Module] = []
+        for number, (width, stride) in enumerate(zip(widths, strides or [2] * len(widths), strict=True)):
+            layers.append(nn.Conv2d(inputs if number == 0 else widths[number - 1], width, 4, stride=stride, padding=1))
+            if number and norm != "none":
+                layers.append(norms[norm](width))
+            layers.append(nn.LeakyReLU(0.2))
+        layers += [nn.ZeroPad2d((1, 0, 1, 0))] if same else []
+        layers.append(nn.Conv2d(widths[-1], outputs, 4, padding=1, bias=bias))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n hp wp"]:
+        scores: Tensor = self.layers(images)
+        return scores
+
+
+class PatchDiscriminator(PatchCritic):
     """Two stacks of m contrasts to m maps of patch scores, one sixteenth of the image each way.
 
     Args:
@@ -20,19 +65,13 @@ class PatchDiscriminator(nn.Module):
     """
 
     def __init__(self, contrasts: int, *, width: int = 64) -> None:
-        super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(2 * contrasts, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        for channels in (width, 2 * width, 4 * width):
-            layers += [nn.Conv2d(channels, 2 * channels, 4, stride=2, padding=1), nn.InstanceNorm2d(2 * channels)]
-            layers.append(nn.LeakyReLU(0.2))
-        layers += [nn.ZeroPad2d((1, 0, 1, 0)), nn.Conv2d(8 * width, contrasts, 4, padding=1, bias=False)]
-        self.layers = nn.Sequential(*layers)
+        widths = [width * 2**i for i in range(4)]
+        super().__init__(2 * contrasts, contrasts, widths=widths, bias=False, same=True)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, candidate: Float[Tensor, "b m h w"], real: Float[Tensor, "b m h w"]
     ) -> Float[Tensor, "b m hp wp"]:
-        scores: Tensor = self.layers(cat([candidate, real], dim=1))
-        return scores
+        return super().forward(cat([candidate, real], dim=1))
 
 
 def least_squares(

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from codebrain.data.augment import Augmentation
-from codebrain.data.patterns import draw_patterns
+from codebrain.nn.patterns import draw_patterns
 from codebrain.data.slices import SliceStore
 from codebrain.errors import refusal
 from codebrain.nn.batch import Batch

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from codebrain.data.patterns import draw_patterns
+from codebrain.nn.patterns import draw_patterns
 from codebrain.errors import InputRefused
 
 
