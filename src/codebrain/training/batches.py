@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from codebrain.data.augment import Augmentation
-from codebrain.nn.patterns import draw_patterns
 from codebrain.data.slices import SliceStore
 from codebrain.errors import refusal
 from codebrain.nn.batch import Batch
+from codebrain.nn.patterns import draw_patterns
 from codebrain.training.config import StageConfig, TrainConfig
 from codebrain.vocabulary import ModalitySet, strict_subsets
 
@@ -77,7 +77,10 @@ class TrainingBatches:
         images, available, ids = self.store.batch(self.picks(step), crop=self.stage.crop, generator=numbers)
         stack, there = _channels(self.store, self.modalities, images, available)
         stack = Augmentation.named(self.config.augmentation)(stack, generator) * there[:, :, None, None]
-        present = draw_patterns(there, generator, per=self.config.patterns)
+        present = draw_patterns(
+            there, generator, per=self.config.patterns, choice=self.config.choice,
+            easiest=self.stage.easiest(step / self.steps),
+        )  # fmt: skip
         return Batch(stack, there, present, ids)
 
     def picks(self, step: int) -> NDArray[np.int64]:

@@ -21,6 +21,7 @@ Count = Annotated[int, Field(ge=1, strict=True)]
 Whole = Annotated[int, Field(ge=0, strict=True)]
 Measure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Portion = Annotated[float, Field(gt=0, le=1)]
 
 
 class _Loader(yaml.SafeLoader):
@@ -43,22 +44,36 @@ _Loader.add_implicit_resolver(
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """AdamW for one player, and its learning rate over the stage.
+    """How one player descends, and its learning rate over the stage; shares are of the stage's steps.
 
     Attributes:
+        kind: ``adamw`` (Adam, when nothing decays) or ``adamax``.
         lr: at the start.
-        lr_end: at the end of a cosine from ``lr``; ``None`` keeps ``lr`` constant.
+        lr_end: at the end of the decay from ``lr``; ``None`` keeps ``lr`` constant.
         betas: running means. (0.9, 0.9) is the released code's and NAFNet's: quicker to adapt than the usual
             0.999, which matters for the short cosines of small runs.
         weight_decay: decoupled.
-        warmup_steps: steps over which the rate rises from zero.
+        warmup_steps: steps over which the rate rises from zero,
+        warmup: or the share of the stage.
+        decay: shape of the way from ``lr`` to ``lr_end``.
+        hold: share of the stage during which the rate stays at ``lr`` before it decays.
+        renew_at: share after which the optimiser forgets its running means and starts anew (MMHVAE).
     """
 
+    kind: Literal["adamw", "adamax"] = "adamw"
     lr: Measure = 5e-4
     lr_end: Measure | None = None
     betas: tuple[Share, Share] = (0.9, 0.9)
     weight_decay: Measure = 0.0
     warmup_steps: Whole = 0
+    warmup: Share = 0.0
+    decay: Literal["cosine", "linear"] = "cosine"
+    hold: Share = 0.0
+    renew_at: Share | None = None
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps and self.warmup:
+            raise ValueError("a warm-up is a number of steps or a share of the stage, not both")
 
 
 @dataclass(frozen=True)
@@ -73,6 +88,8 @@ class StageConfig:
         optimisers: by player; a player that is not named gets the defaults.
         clip: largest norm of a player's gradient; ``None`` leaves it.
         validate_every: steps between validations; one always follows the last step.
+        curriculum: pairs (until, easiest): before that fraction of the stage only the easiest share of the
+            patterns, those with most contrasts present, is drawn (MM-GAN); afterwards all.
     """
 
     steps: Count | None = None
@@ -82,10 +99,17 @@ class StageConfig:
     optimisers: dict[str, OptimiserConfig] = field(default_factory=dict)
     clip: Measure | None = None
     validate_every: Count = 1000
+    curriculum: tuple[tuple[Portion, Portion], ...] = ()
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.epochs is not None:
             raise ValueError("a stage has a number of steps or of epochs, not both")
+        if list(self.curriculum) != sorted(self.curriculum):
+            raise ValueError("the parts of a curriculum come in the order of their ends")
+
+    def easiest(self, progress: float) -> float:
+        """The share of the patterns that may be drawn at this fraction of the stage."""
+        return next((share for until, share in self.curriculum if progress < until), 1.0)
 
 
 @dataclass(frozen=True)
@@ -100,6 +124,7 @@ class TrainConfig:
         seed: of all chance.
         precision: ``fp32`` or ``bf16`` (autocast; weights and losses stay float32).
         patterns: a pattern per ``sample`` or one per ``batch`` (the released code).
+        choice: all ``subsets`` are equally likely, or every ``cardinality`` and then its subsets (MMT).
         augmentation: see :mod:`codebrain.data.augment`.
         sampling: draw ``slices`` evenly, or ``subjects`` evenly and then one of their slices.
         validation_slices: at most this many, evenly spaced over the validation patients.
@@ -114,6 +139,7 @@ class TrainConfig:
     seed: Whole = 1337
     precision: Literal["fp32", "bf16"] = "fp32"
     patterns: Literal["sample", "batch"] = "sample"
+    choice: Literal["subsets", "cardinality"] = "subsets"
     augmentation: str = "none"
     sampling: Literal["slices", "subjects"] = "slices"
     validation_slices: Count = 64

@@ -32,6 +32,7 @@ from codebrain.training.batches import TrainingBatches, chance, leave_one_out, s
 from codebrain.training.checkpoint import Checkpoint, Checkpoints
 from codebrain.training.config import OptimiserConfig, StageConfig, TrainConfig
 from codebrain.training.log import RunLog
+from codebrain.training.optimisers import make_optimiser, prepare_step
 from codebrain.training.process import Stop, own_folder, start_fabric
 from codebrain.training.resume import refuse_changes, refuse_other_weights, restore_optimiser
 from codebrain.vocabulary import ModalitySet
@@ -191,19 +192,19 @@ class _Trainer:
         self.model.train()
         record: dict[str, float] = {}
         with self.fabric.autocast():
-            shared = self.model.share(batch, stage=stage, generator=generator)
+            shared = self.model.share(batch, stage=stage, progress=step / steps, generator=generator)
         for name, module in players.items():
             with self.fabric.autocast():
                 loss = self.model.loss(name, batch, shared, stage=stage, progress=step / steps)
+            if loss is None:
+                continue
             parameters = [p for p in module.parameters() if p.requires_grad]
             # grad(), not backward(): the generator's loss passes through the critic without filling its gradients.
             gradients = torch.autograd.grad(loss.total, parameters, allow_unused=True)
             norm = self._apply(parameters, gradients)
             self._refuse_nonfinite(loss.total, norm, stage=stage, player=name, ids=batch.ids)
             optimiser = optimisers[name]
-            rate = learning_rate(self._optimiser_config(stage, name), step, steps)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
+            rate = prepare_step(optimiser, self._optimiser_config(stage, name), step, steps)
             if settings.clip is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
             optimiser.step()
@@ -384,13 +385,12 @@ class _Trainer:
                 shutil.rmtree(path)
 
     def _optimisers(self, stage: str, players: Mapping[str, nn.Module]) -> dict[str, torch.optim.Optimizer]:
-        made: dict[str, torch.optim.Optimizer] = {}
-        for name, module in players.items():
-            settings = self._optimiser_config(stage, name)
-            made[name] = torch.optim.AdamW(
-                [p for p in module.parameters() if p.requires_grad],
-                lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay,
-            )  # fmt: skip
+        made = {
+            name: make_optimiser(
+                [p for p in module.parameters() if p.requires_grad], self._optimiser_config(stage, name)
+            )
+            for name, module in players.items()
+        }
         if self._resumed is not None and self._resumed.optim:
             for name, optimiser in made.items():
                 restore_optimiser(optimiser, name, self._resumed.optim)
@@ -494,19 +494,6 @@ def validation_psnr(
 
 def _best_name(stage: str, step: int) -> str:
     return f"best-{stage}-{step:09d}"
-
-
-def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
-    """The rate of a step: warm-up, then constant or a cosine to ``lr_end``.
-
-    Source: Loshchilov & Hutter, "SGDR", ICLR 2017, equation 5, one period.
-    """
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    if config.lr_end is None:
-        return config.lr
-    done = (step - config.warmup_steps) / max(steps - config.warmup_steps, 1)
-    return config.lr_end + (config.lr - config.lr_end) * (1 + math.cos(math.pi * done)) / 2
 
 
 def vars_of(config: TrainConfig) -> dict[str, Any]:

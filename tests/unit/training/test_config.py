@@ -6,8 +6,7 @@ import pytest
 
 from codebrain.errors import UsageError
 from codebrain.models import build_model
-from codebrain.training.config import OptimiserConfig, load_config, recipe_names
-from codebrain.training.loop import learning_rate
+from codebrain.training.config import load_config, recipe_names
 from codebrain.vocabulary import ModalitySet
 
 
@@ -90,9 +89,9 @@ def test_overrides_reach_any_depth() -> None:
         load_config("codebrain_smal")
 
 
-def test_the_rate_warms_up_then_falls_to_its_end() -> None:
-    config = OptimiserConfig(lr=1.0, lr_end=0.1, warmup_steps=10)
-    rates = [learning_rate(config, step, 110) for step in range(111)]
-    assert rates[0] == pytest.approx(0.1) and rates[10] == 1.0 and rates[60] == pytest.approx(0.55)
-    assert rates[110] == pytest.approx(0.1)
-    assert learning_rate(OptimiserConfig(lr=0.3), 50, 100) == 0.3
+def test_a_curriculum_says_which_patterns_may_be_drawn() -> None:
+    config = load_config("codebrain_small", ["stages.grading.curriculum=[[0.25, 0.5], [0.5, 0.8]]"])
+    easiest = config.stages["grading"].easiest
+    assert [easiest(progress) for progress in (0.0, 0.24, 0.25, 0.49, 0.5, 0.99)] == [0.5, 0.5, 0.8, 0.8, 1.0, 1.0]
+    with pytest.raises(UsageError, match="order"):
+        load_config("codebrain_small", ["stages.grading.curriculum=[[0.5, 0.8], [0.25, 0.5]]"])
