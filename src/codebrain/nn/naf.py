@@ -90,7 +90,7 @@ class NafDecoder(nn.Module):
 
     Args:
         contrasts: m.
-        code_channels: c.
+        code_channels: c; 0 for a decoder of the common features alone, whose code is ``None``.
         width: the common encoder's width.
         depth: blocks at the lowest resolution.
     """
@@ -105,7 +105,9 @@ class NafDecoder(nn.Module):
         stages.append(Conv2d(width, contrasts, 3, padding=1))
         self.stages = nn.Sequential(*stages)
 
-    def forward(self, code: Float[Tensor, "b hc wc c"], common: Float[Tensor, "b hc wc k"]) -> Float[Tensor, "b m h w"]:
-        fused = self.fuse(torch.cat([code.to(common.dtype), common], dim=-1))
+    def forward(
+        self, code: Float[Tensor, "b hc wc c"] | None, common: Float[Tensor, "b hc wc k"]
+    ) -> Float[Tensor, "b m h w"]:
+        fused = self.fuse(common if code is None else torch.cat([code.to(common.dtype), common], dim=-1))
         images: Tensor = rearrange(self.stages(fused), "b h w m -> b m h w")
         return images
