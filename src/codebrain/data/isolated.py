@@ -6,20 +6,26 @@ import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
+Tell = Callable[[Any], None]
+"""What a task calls to say how far it is."""
+
+
 def isolated(
-    function: Callable[[Task], Result],
+    function: Callable[[Task, Tell], Result],
     tasks: Sequence[Task],
     *,
     jobs: int,
     died: Callable[[Task, int | None], Result],
+    told: Callable[[Task, Any], None] = lambda task, message: None,
 ) -> Iterator[Result]:
     """Results as they come, each from a fresh process.
 
@@ -27,13 +33,15 @@ def isolated(
     whole pool. Closing the iterator ends the processes that are at work.
 
     Args:
-        function: importable by name; should answer with a result and not raise.
+        function: importable by name, ``function(task, tell)``; should answer with a result and not raise.
         tasks: one argument each, picklable.
         jobs: processes at a time; 0 works in this process.
         died: the result of a task whose process ended, with this exit status, without an answer.
+        told: hears in this process what a task tells.
     """
     if jobs == 0:
-        yield from (function(task) for task in tasks)
+        for task in tasks:
+            yield function(task, partial(told, task))
         return
     waiting = deque(tasks)
     running: dict[Connection, tuple[BaseProcess, Task]] = {}
@@ -44,8 +52,13 @@ def isolated(
                 pipe, process = _start(function, task)
                 running[pipe] = (process, task)
             for ready in cast("list[Connection]", wait(list(running))):
-                process, task = running.pop(ready)
-                yield _answer(ready, process, task, died)
+                process, task = running[ready]
+                answered, message = _hear(ready, process, task, died)
+                if not answered:
+                    told(task, message)
+                    continue
+                del running[ready]
+                yield cast("Result", message)
     finally:
         for process, _ in running.values():
             process.terminate()
@@ -53,7 +66,7 @@ def isolated(
             process.join()
 
 
-def _start(function: Callable[[Task], Result], task: Task) -> tuple[Connection, BaseProcess]:
+def _start(function: Callable[[Task, Tell], Result], task: Task) -> tuple[Connection, BaseProcess]:
     # Spawned, not forked: libraries with threads (SimpleITK, torch) do not survive a fork.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
@@ -63,19 +76,23 @@ def _start(function: Callable[[Task], Result], task: Task) -> tuple[Connection, 
     return ours, process
 
 
-def _work(function: Callable[[Task], Result], task: Task, pipe: Connection) -> None:
+def _work(function: Callable[[Task, Tell], Result], task: Task, pipe: Connection) -> None:
     """A worker's life; an interrupt from the terminal is the parent's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    pipe.send(function(task))
+    pipe.send((True, function(task, lambda message: pipe.send((False, message)))))
     pipe.close()
 
 
-def _answer(pipe: Connection, process: BaseProcess, task: Task, died: Callable[[Task, int | None], Result]) -> Result:
+def _hear(
+    pipe: Connection, process: BaseProcess, task: Task, died: Callable[[Task, int | None], Result]
+) -> tuple[bool, Any]:
+    """Whether the worker has answered, and its answer or what it tells meanwhile."""
     try:
-        result = cast("Result", pipe.recv())
+        answered, message = pipe.recv()
     except (EOFError, OSError):
         process.join()
-        result = died(task, process.exitcode)
-    pipe.close()
-    process.join()
-    return result
+        answered, message = True, died(task, process.exitcode)
+    if answered:
+        pipe.close()
+        process.join()
+    return answered, message

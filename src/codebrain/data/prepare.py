@@ -20,7 +20,7 @@ from numpy.lib.format import write_array
 from numpy.typing import NDArray
 
 import codebrain
-from codebrain.data.isolated import isolated
+from codebrain.data.isolated import Tell, isolated
 from codebrain.data.manifest import SCHEMA_VERSION, Manifest, SubjectRecord, SubjectRow, files_of, scale_of
 from codebrain.data.slices import FULL_SCALE
 from codebrain.data.sources import Found, SubjectFiles, find_subjects
@@ -258,7 +258,7 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Modality | Path) else value
 
 
-def _attempt(task: _Task) -> _Outcome:
+def _attempt(task: _Task, tell: Tell) -> _Outcome:
     try:
         return _Outcome(task.subject, prepare_subject(task))
     except CodeBrainError as error:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field
@@ -16,6 +16,8 @@ from codebrain.errors import CodeBrainError, refusal
 from codebrain.settings import parse_settings
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+
+T = TypeVar("T")
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Whole = Annotated[int, Field(ge=0, strict=True)]
@@ -162,7 +164,15 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfi
     Raises:
         UsageError: ``CONFIG`` for no such recipe, bad YAML (with its line), an unknown key or a wrong type.
     """
-    path = _recipe_path(source)
+    return read_yaml(TrainConfig, named_file(source, RECIPES, what="recipe"), overrides)
+
+
+def read_yaml(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
+    """Read a dataclass from a YAML file, with ``a.b=value`` overrides.
+
+    Raises:
+        UsageError: ``CONFIG`` for bad YAML (with its line), an unknown key or a wrong type.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         raw = yaml.load(text, Loader=_Loader)
@@ -178,23 +188,29 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfi
     for override in overrides:
         _override(tree, override)
     try:
-        return parse_settings(TrainConfig, tree, where=path.name)
+        return parse_settings(cls, tree, where=path.name)
     except CodeBrainError as error:
         overridden = any((error.field or "").startswith(override.partition("=")[0]) for override in overrides)
         raise error if overridden else _with_line(error, text) from error
 
 
-def _recipe_path(source: str | Path) -> Path:
-    bundled = RECIPES / f"{source}.yaml"
+def named_file(source: str | Path, folder: Path, *, what: str) -> Path:
+    """The YAML file in ``folder`` that is called ``source``, or the file at that path.
+
+    Raises:
+        UsageError: ``CONFIG`` when there is neither, with the nearest name.
+    """
+    bundled = folder / f"{source}.yaml"
     if bundled.is_file():
         return bundled
     path = Path(source)
     if not path.is_file():
-        near = difflib.get_close_matches(str(source), recipe_names(), n=1)
+        names = sorted(file.stem for file in folder.glob("*.yaml"))
+        near = difflib.get_close_matches(str(source), names, n=1)
         raise refusal(
             "CONFIG",
-            f"{str(source)!r} is neither a recipe nor a YAML file",
-            expected=", ".join(recipe_names()),
+            f"{str(source)!r} is neither a {what} nor a YAML file",
+            expected=", ".join(names),
             hint=f"Did you mean {near[0]}?" if near else None,
         )
     return path

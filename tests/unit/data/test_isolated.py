@@ -5,10 +5,12 @@ import signal
 import time
 from pathlib import Path
 
-from codebrain.data.isolated import isolated
+import pytest
+
+from codebrain.data.isolated import Tell, isolated
 
 
-def _square(number: int) -> int:
+def _square(number: int, tell: Tell) -> int:
     if number == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return number * number
@@ -42,6 +44,20 @@ def test_closing_ends_the_processes(tmp_path: Path) -> None:
     assert not Path(f"/proc/{pid}").exists()
 
 
-def _quick_or_linger(path: Path) -> None:
+def _quick_or_linger(path: Path, tell: Tell) -> None:
     if path.name == "slow":
         _linger(path)
+
+
+def _counts_up(number: int, tell: Tell) -> int:
+    for step in range(number):
+        tell(step)
+    return number
+
+
+@pytest.mark.parametrize("jobs", [0, 2])
+def test_what_a_task_tells_is_heard_here(jobs: int) -> None:
+    heard: list[tuple[int, int]] = []
+    results = isolated(_counts_up, [2, 3], jobs=jobs, died=_died, told=lambda task, step: heard.append((task, step)))
+    assert sorted(results) == [2, 3]
+    assert sorted(heard) == [(2, 0), (2, 1), (3, 0), (3, 1), (3, 2)]

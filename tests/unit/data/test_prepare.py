@@ -128,7 +128,7 @@ def test_a_worker_that_is_killed_is_a_refused_study(
 ) -> None:
     def out_of_memory(function, tasks, *, jobs, died):  # type: ignore[no-untyped-def]
         for task in tasks:
-            yield died(task, -9) if task.subject.subject == "p-3" else function(task)
+            yield died(task, -9) if task.subject.subject == "p-3" else function(task, print)
 
     monkeypatch.setattr(module, "isolated", out_of_memory)
     manifest = _prepare(studies, tmp_path / "store")
