@@ -154,7 +154,10 @@ class HfGan(ImputationModel):
     def share(
         self, batch: Batch, *, stage: str, progress: float = 0.0, generator: torch.Generator | None = None
     ) -> _Shared:
-        """The candidates for one target per sample, and the way back to one of its inputs."""
+        """The candidates for one target per sample, and the way back to one of its inputs.
+
+        Without a generator the draws are the same every time.
+        """
         generator = generator or torch.Generator()
         target, source = _draw(batch.absent, generator), _draw(batch.present, generator)
         scaled = 2 * batch.images - 1
