@@ -192,14 +192,15 @@ class Imputer:
         """The imputed stacks ``(n, h, w)`` in [0, 1] and the doubt, a few slices at a time."""
         count, _, height, width = prepared.slices.shape
         stacks = {m: np.empty((count, height, width), np.float32) for m in plan.targets}
-        doubt = np.empty((count, height, width), np.float32) if isinstance(self.model, Graded) else None
+        doubt: Stack | None = None
         at_once = SLICES_AT_ONCE.get(self.device.type, 1)
         for start in range(0, count, at_once):
             part = slice(start, start + at_once)
             images, entropy = self._forward(torch.from_numpy(prepared.slices[part]), plan.given)
             for target in plan.targets:
                 stacks[target][part] = images[:, self.modalities.index(target)].numpy()
-            if doubt is not None and entropy is not None:
+            if entropy is not None:
+                doubt = np.empty((count, height, width), np.float32) if doubt is None else doubt
                 doubt[part] = entropy.numpy()
             if advance is not None:
                 advance(min(start + at_once, count), count, "slices")
@@ -216,11 +217,11 @@ class Imputer:
             if isinstance(self.model, Graded):
                 completed, grades = self.model.complete(images, present)
             else:
-                completed, grades = self.model(images, present), None
+                completed, grades = self.model(images, present), []
         if not torch.isfinite(completed).all():
             raise refusal("CKPT_NONFINITE", "the model computed values that are not finite", file=self.model.name)
         height, width = images.shape[-2:]
-        return completed.float().cpu(), None if grades is None else code_doubt(grades, (height, width)).cpu()
+        return completed.float().cpu(), code_doubt(grades, (height, width)).cpu() if grades else None
 
 
 def read_study(inputs: Mapping[Any, Any] | Study, *, name: str = "study", **reading: Any) -> Study:

@@ -31,7 +31,10 @@ class Graded(Protocol):
     def complete(
         self, images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]
     ) -> tuple[Float[Tensor, "b m h w"], list[Float[Tensor, "b _ hc wc"]]]:
-        """The completed images, and per code channel the probability that the level exceeds j, ``n = L - 1``."""
+        """The completed images, and per code channel the probability that the level exceeds j, ``n = L - 1``.
+
+        An empty list from a model that its settings leave without a code.
+        """
         ...
 
 

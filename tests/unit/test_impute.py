@@ -89,8 +89,11 @@ def test_results_are_not_saved_among_the_scans(imputer, tmp_path):
     assert caught.value.code == "OUT_CLOBBER"
 
 
-def test_a_model_without_grades_gives_no_doubt(tmp_path):
-    model = build_model("mean", MODALITIES)
+@pytest.mark.parametrize(
+    ("name", "settings"), [("mean", {}), ("codebrain", {"width": 2, "depth": 1, "condition": "binary"})]
+)
+def test_a_model_without_grades_gives_no_doubt(name, settings, tmp_path):
+    model = build_model(name, MODALITIES, settings)
     result = Imputer(model.eval())({"T1": scan(), "FLAIR": scan("FLAIR")}, want=["T2"])
     assert result["T2"].uncertainty is None
     result.save(tmp_path / "out")

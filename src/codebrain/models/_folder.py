@@ -93,7 +93,7 @@ def load_model(source: Path | str) -> ImputationModel:
     weights = _read_weights(folder / "model.safetensors", str(config["weights_sha256"]))
     with torch.random.fork_rng(devices=[]):
         model = build_model(config["architecture"], ModalitySet.parse(config["modalities"]), config["settings"])
-    _check_identity(folder, weights, _identity(model, preparation))
+    _check_identity(folder, weights, model, preparation)
     _fill(model, tensors_from_bytes(weights), folder)
     model.preparation, model.sha256, model.name = preparation, config["weights_sha256"], folder.name
     return model.eval().requires_grad_(False)
@@ -210,9 +210,10 @@ def _identity(model: ImputationModel, preparation: Preparation) -> dict[str, str
     }
 
 
-def _check_identity(folder: Path, weights: bytes, declared: dict[str, str]) -> None:
+def _check_identity(folder: Path, weights: bytes, model: ImputationModel, preparation: Preparation) -> None:
     header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
-    stored = header.get("__metadata__") or {}
+    stored = _completed(header.get("__metadata__") or {}, model)
+    declared = _identity(model, preparation)
     different = [name for name, value in declared.items() if stored.get(name) != value]
     if different:
         raise refusal(
@@ -223,6 +224,19 @@ def _check_identity(folder: Path, weights: bytes, declared: dict[str, str]) -> N
             found="; ".join(f"{name} {declared[name]}" for name in different),
             expected="; ".join(f"{name} {stored.get(name, 'not recorded')}" for name in different),
         )
+
+
+def _completed(stored: Mapping[str, str], model: ImputationModel) -> dict[str, str]:
+    """What a weights file declares; settings that did not exist when it was written have their defaults.
+
+    ``config.json`` is completed in the same way when the model is built from it.
+    """
+    try:
+        settings = json.loads(stored["settings"])
+        defaults = json.loads(json.dumps(asdict(type(model.settings)())))
+        return {**stored, "settings": json.dumps(defaults | settings, sort_keys=True)}
+    except (KeyError, TypeError, ValueError):
+        return dict(stored)  # not the settings of a model, which is then a difference
 
 
 def _fill(model: ImputationModel, tensors: dict[str, Tensor], folder: Path) -> None:

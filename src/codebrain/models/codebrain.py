@@ -4,23 +4,38 @@ Source: Wu et al., "Virtual Full-stack Scanning of Brain MRI via Imputing Any Qu
 arXiv 2501.18328. Stage I (``reconstruction``) learns a code of the complete set and a decoder; stage II
 (``grading``) learns to predict that code from the incomplete set. Sizes, loss weights and the adversarial
 schedule are those of the released code; where it and the paper differ, the recipes say which is which.
+
+The paper's ablations are settings of the same model: ``common_features`` and ``grading`` (table 3),
+``distance`` (PSNR or L1 loss), ``absent_weight`` and ``present_weight`` (table 5), ``condition`` (figure 6).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
+from codebrain.errors import refusal
 from codebrain.models._contract import ImputationModel, Loss, keep_present
 from codebrain.nn.batch import Batch
 from codebrain.nn.fsq import FiniteScalarQuantiser
+from codebrain.nn.l1_loss import l1_loss
 from codebrain.nn.naf import NafDecoder, NafEncoder
-from codebrain.nn.ordinal import expected_level, ordinal_loss, split_channels, threshold_level
+from codebrain.nn.ordinal import (
+    classification_loss,
+    exceedances,
+    expected_level,
+    grade_outputs,
+    likeliest_level,
+    ordinal_loss,
+    threshold_level,
+)
 from codebrain.nn.patch_gan import PatchDiscriminator, least_squares
 from codebrain.nn.psnr_loss import psnr_loss
 from codebrain.vocabulary import ModalitySet
@@ -35,9 +50,16 @@ class CodeBrainSettings:
             decoder are three times as wide.
         depth: NAF blocks at the lowest resolution.
         levels: of each code channel.
-        decoding: of the grades, ``threshold`` (the paper's) or ``expected`` level.
-        absent_weight: of the PSNR loss on absent contrasts (paper, table 5).
-        present_weight: of the PSNR loss on present contrasts.
+        decoding: of the grades, ``threshold`` (the paper's; the likeliest level under classification) or
+            ``expected`` level.
+        condition: what the decoder reads beside the common features. ``code``: the quantised code;
+            ``continuous``: the same channels bounded to [-1, 1] but not rounded, which stage II regresses;
+            ``binary``: which contrasts are present, the same everywhere, so that there is no stage II.
+        common_features: whether the decoder sees features of the given contrasts beside the code.
+        grading: how stage II predicts the code, as ``ordinal`` bits (the paper's) or by ``classification``.
+        distance: of candidate and truth in stage I, ``psnr`` (the paper's) or ``l1``.
+        absent_weight: of the distance on absent contrasts (paper, table 5).
+        present_weight: of the distance on present contrasts.
         adversarial_weight: of the least-squares GAN.
         adversarial_start: fraction of stage I after which the generator feels the discriminator.
         critic_width: channels of the discriminator's first layer.
@@ -47,11 +69,19 @@ class CodeBrainSettings:
     depth: int = 6
     levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
     decoding: Literal["threshold", "expected"] = "threshold"
+    condition: Literal["code", "continuous", "binary"] = "code"
+    common_features: bool = True
+    grading: Literal["ordinal", "classification"] = "ordinal"
+    distance: Literal["psnr", "l1"] = "psnr"
     absent_weight: float = 20.0
     present_weight: float = 5.0
     adversarial_weight: float = 0.1
     adversarial_start: float = 0.2
     critic_width: int = 64
+
+    def __post_init__(self) -> None:
+        if self.condition == "binary" and not self.common_features:
+            raise ValueError("with a binary condition and no common features the decoder would see no image")
 
 
 class CodeBrain(ImputationModel):
@@ -65,12 +95,20 @@ class CodeBrain(ImputationModel):
     def __init__(self, modalities: ModalitySet, settings: CodeBrainSettings) -> None:
         super().__init__(modalities, settings)
         contrasts, width, depth = len(modalities), settings.width, settings.depth
-        channels, bits = len(settings.levels), sum(settings.levels) - len(settings.levels)
-        self.posterior_encoder = NafEncoder(contrasts, width=width, depth=depth, outputs=channels)
-        self.quantiser = FiniteScalarQuantiser(settings.levels)
-        self.common_encoder = NafEncoder(contrasts, width=3 * width, depth=depth)
+        binary, quantised = settings.condition == "binary", settings.condition == "code"
+        channels = contrasts if binary else len(settings.levels)
+        outputs = sum(grade_outputs(settings.levels, settings.grading)) if quantised else channels
+        if not binary:
+            self.posterior_encoder = NafEncoder(contrasts, width=width, depth=depth, outputs=channels)
+        if quantised:
+            self.quantiser = FiniteScalarQuantiser(settings.levels)
+        if settings.common_features:
+            self.common_encoder = NafEncoder(contrasts, width=3 * width, depth=depth)
         self.decoder = NafDecoder(contrasts, code_channels=channels, width=3 * width, depth=depth)
-        self.prior_encoder = NafEncoder(contrasts, width=3 * width, depth=depth, outputs=bits)
+        if not settings.common_features:
+            self.decoder.fuse = nn.Linear(channels, self.decoder.fuse.out_features)
+        if not binary:
+            self.prior_encoder = NafEncoder(contrasts, width=3 * width, depth=depth, outputs=outputs)
         self.critic = PatchDiscriminator(contrasts, width=settings.critic_width)
 
     # --- imputation ---
@@ -87,33 +125,48 @@ class CodeBrain(ImputationModel):
     def complete(
         self, images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]
     ) -> tuple[Float[Tensor, "b m h w"], list[Float[Tensor, "b _ hc wc"]]]:
-        """:meth:`forward` and the :meth:`grades` it was decoded from, which costs a quarter less than both."""
+        """:meth:`forward` and the :meth:`grades` it was decoded from, which costs a quarter less than both.
+
+        No grades when the condition is not a code.
+        """
         incomplete = _withhold(images, present)
-        bits = self._bit_probabilities(incomplete)
-        candidate = self.decoder(self._predicted_code(bits), self.common_encoder(incomplete))
+        condition, bits = self._predicted(incomplete, present)
+        candidate = self._decoded(condition, incomplete)
         completed = keep_present(candidate.to(images.dtype).clamp(0, 1), images, present)
         return completed, [rearrange(channel, "b h w n -> b n h w") for channel in bits]
 
     def grades(
         self, images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]
     ) -> list[Float[Tensor, "b _ hc wc"]]:
-        """Per code channel the probability that the level exceeds j, ``n = L - 1`` bits."""
-        bits = self._bit_probabilities(_withhold(images, present))
+        """Per code channel the probability that the level exceeds j, ``n = L - 1`` bits; none without a code."""
+        _, bits = self._predicted(_withhold(images, present), present)
         return [rearrange(channel, "b h w n -> b n h w") for channel in bits]
 
     def levels(self, images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]) -> Int[Tensor, "b c hc wc"]:
-        """The levels that stage II predicts from the incomplete set, integers in [0, L)."""
-        bits = self._bit_probabilities(_withhold(images, present))
-        return torch.stack([threshold_level(channel) for channel in bits], dim=1)
+        """The levels that stage II predicts from the incomplete set, integers in [0, L).
+
+        Raises:
+            UsageError: ``CONFIG`` when the condition is not a code.
+        """
+        self._refuse_without_code()
+        _, bits = self._predicted(_withhold(images, present), present)
+        return torch.stack([self._decided(channel) for channel in bits], dim=1)
 
     def reconstruct(self, images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]) -> Float[Tensor, "b m h w"]:
-        """Stage I: the code of the complete images, common features of the incomplete ones; not clamped."""
-        code = self.quantiser(self.posterior_encoder(images))
-        decoded: Tensor = self.decoder(code, self.common_encoder(_withhold(images, present)))
-        return decoded.to(images.dtype)
+        """Stage I: the code of the complete images, common features of the incomplete ones; not clamped.
+
+        With a binary condition the complete images have no part in it.
+        """
+        incomplete = _withhold(images, present)
+        return self._decoded(self._posterior(images, present), incomplete).to(images.dtype)
 
     def code_levels(self, images: Float[Tensor, "b m h w"]) -> Int[Tensor, "b c hc wc"]:
-        """The full-stack code of complete images, as levels: what stage II learns to predict."""
+        """The full-stack code of complete images, as levels: what stage II learns to predict.
+
+        Raises:
+            UsageError: ``CONFIG`` when the condition is not a code.
+        """
+        self._refuse_without_code()
         level = self.quantiser.level(self.quantiser(self.posterior_encoder(images)))
         return rearrange(level, "b h w c -> b c h w")
 
@@ -121,21 +174,55 @@ class CodeBrain(ImputationModel):
         """The full-stack code of complete images, one index per place."""
         return self.quantiser.index(rearrange(self.code_levels(images), "b c h w -> b h w c"))
 
-    def _bit_probabilities(self, incomplete: Float[Tensor, "b m h w"]) -> list[Float[Tensor, "b hc wc _"]]:
-        logits = self.prior_encoder(incomplete)
-        return [channel.float().sigmoid() for channel in split_channels(logits, self.settings.levels)]
+    def _posterior(self, images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]) -> Float[Tensor, "b hc wc c"]:
+        """The condition of complete images."""
+        if self.settings.condition == "binary":
+            return _spread(images, present)
+        features = self.posterior_encoder(images)
+        code: Tensor = features.float().tanh() if self.settings.condition == "continuous" else self.quantiser(features)
+        return code
 
-    def _predicted_code(self, bits: list[Float[Tensor, "b hc wc _"]]) -> Float[Tensor, "b hc wc c"]:
-        decode = threshold_level if self.settings.decoding == "threshold" else expected_level
-        return self.quantiser.code(torch.stack([decode(channel) for channel in bits], dim=-1))
+    def _predicted(
+        self, incomplete: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]
+    ) -> tuple[Float[Tensor, "b hc wc c"], list[Float[Tensor, "b hc wc _"]]]:
+        """The condition that stage II predicts, and the grades that it was decoded from, if it is a code."""
+        if self.settings.condition == "binary":
+            return _spread(incomplete, present), []
+        predicted = self.prior_encoder(incomplete)
+        if self.settings.condition == "continuous":
+            return predicted.float().tanh(), []
+        bits = exceedances(predicted, self.settings.levels, self.settings.grading)
+        decode = expected_level if self.settings.decoding == "expected" else self._decided
+        return self.quantiser.code(torch.stack([decode(channel) for channel in bits], dim=-1)), bits
+
+    def _decoded(
+        self, condition: Float[Tensor, "b hc wc c"], incomplete: Float[Tensor, "b m h w"]
+    ) -> Float[Tensor, "b m h w"]:
+        common = self.common_encoder(incomplete) if self.settings.common_features else condition[..., :0]
+        decoded: Tensor = self.decoder(condition, common)
+        return decoded
+
+    def _decided(self, bits: Float[Tensor, "*b n"]) -> Int[Tensor, "*b"]:
+        return threshold_level(bits) if self.settings.grading == "ordinal" else likeliest_level(bits)
+
+    def _refuse_without_code(self) -> None:
+        if self.settings.condition != "code":
+            raise refusal(
+                "CONFIG", "this model has no code and no levels", field="condition",
+                found=self.settings.condition, expected="code",
+            )  # fmt: skip
 
     # --- training ---
 
     def players(self, stage: str) -> dict[str, nn.Module]:
         if stage == "grading":
-            return {"grader": self.prior_encoder}
-        generator = nn.ModuleList([self.posterior_encoder, self.common_encoder, self.decoder])
+            return {} if self.settings.condition == "binary" else {"grader": self.prior_encoder}
+        parts = ("posterior_encoder", "common_encoder", "decoder")
+        generator = nn.ModuleList([module for name, module in self.named_children() if name in parts])
         return {"critic": self.critic, "generator": generator}
+
+    def fit(self, batches: Iterable[Batch]) -> None:
+        """Nothing: stage II has no players only when a binary condition leaves it nothing to predict."""
 
     def share(
         self, batch: Batch, *, stage: str, progress: float = 0.0, generator: torch.Generator | None = None
@@ -164,10 +251,13 @@ class CodeBrain(ImputationModel):
         return Loss(0.5 * (real + fake), {"real": real.detach(), "fake": fake.detach()})
 
     def _generator_loss(self, batch: Batch, candidate: Tensor, *, adversarial: bool) -> Loss:
-        absent = psnr_loss(candidate, batch.images, batch.absent)
-        present = psnr_loss(candidate, batch.images, batch.present)
+        distance = psnr_loss if self.settings.distance == "psnr" else l1_loss
+        absent = distance(candidate, batch.images, batch.absent)
+        present = distance(candidate, batch.images, batch.present)
         total = self.settings.absent_weight * absent + self.settings.present_weight * present
-        parts = {"psnr_absent": -absent.detach(), "psnr_present": -present.detach()}
+        sign = -1 if self.settings.distance == "psnr" else 1  # the PSNR loss is the negative of what is logged
+        name = self.settings.distance
+        parts = {f"{name}_absent": sign * absent.detach(), f"{name}_present": sign * present.detach()}
         if adversarial and self.settings.adversarial_weight > 0:
             fooled = least_squares(self.critic(_copy_known(candidate, batch), batch.images), 1.0, batch.available)
             total = total + self.settings.adversarial_weight * fooled
@@ -175,20 +265,28 @@ class CodeBrain(ImputationModel):
         return Loss(total, parts)
 
     def _grader_loss(self, batch: Batch) -> Loss:
+        predicted = self.prior_encoder(batch.incomplete)
+        if self.settings.condition == "continuous":
+            with torch.no_grad():
+                wanted = self._posterior(batch.images, batch.present)
+            return Loss(mse_loss(predicted.float().tanh(), wanted))
         with torch.no_grad():
             level = rearrange(self.code_levels(batch.images), "b c h w -> b h w c")
-        logits = self.prior_encoder(batch.incomplete)
-        total = ordinal_loss(logits, level, self.settings.levels)
-        predicted = [
-            threshold_level(bits.sigmoid()) for bits in split_channels(logits.detach().float(), self.settings.levels)
-        ]
-        accuracy = (torch.stack(predicted, dim=-1) == level).float().mean()
-        return Loss(total, {"accuracy": accuracy})
+        loss = ordinal_loss if self.settings.grading == "ordinal" else classification_loss
+        total = loss(predicted, level, self.settings.levels)
+        bits = exceedances(predicted.detach(), self.settings.levels, self.settings.grading)
+        decided = torch.stack([self._decided(channel) for channel in bits], dim=-1)
+        return Loss(total, {"accuracy": (decided == level).float().mean()})
 
 
 def _withhold(images: Tensor, present: Tensor) -> Tensor:
     # where(), not a product: what an absent channel holds, NaN included, must have no influence.
     return torch.where(present[:, :, None, None], images, torch.zeros((), dtype=images.dtype, device=images.device))
+
+
+def _spread(images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]) -> Float[Tensor, "b hc wc m"]:
+    # The binary condition: 1 for a present contrast, the same at every place of the code's grid.
+    return repeat(present.float(), "b m -> b h w m", h=images.shape[-2] // 8, w=images.shape[-1] // 8)
 
 
 def _copy_known(candidate: Tensor, batch: Batch) -> Tensor:

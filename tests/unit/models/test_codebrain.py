@@ -1,10 +1,26 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 
-from codebrain.models import build_model
+from codebrain.errors import UsageError
+from codebrain.models import build_model, load_model, save_model
 from codebrain.nn.batch import Batch
-from codebrain.vocabulary import ModalitySet
+from codebrain.vocabulary import ModalitySet, Preparation
+
+SWITCHES = {
+    "as published": {},
+    "no common features": {"common_features": False},
+    "classification": {"grading": "classification"},
+    "classification, expected level": {"grading": "classification", "decoding": "expected"},
+    "L1": {"distance": "l1"},
+    "continuous": {"condition": "continuous"},
+    "continuous, no common features": {"condition": "continuous", "common_features": False},
+    "binary": {"condition": "binary"},
+    "few levels": {"levels": (3, 2)},
+}
 
 
 def small(**settings: object) -> torch.nn.Module:
@@ -86,3 +102,108 @@ def test_bfloat16_stays_close_to_float32() -> None:
             short = model.reconstruct(one.images, one.present)
     assert short.dtype == torch.float32
     assert (exact - short).abs().max() < 0.02
+
+
+@pytest.fixture(params=SWITCHES)
+def switched(request: pytest.FixtureRequest) -> torch.nn.Module:
+    return small(**SWITCHES[request.param])
+
+
+def test_every_switch_completes_and_reconstructs(switched: torch.nn.Module) -> None:
+    one = batch([[1, 1, 1], [1, 1, 1]], [[1, 0, 0], [0, 1, 1]])
+    completed, grades = switched.eval().complete(one.images, one.present)
+    assert torch.equal(completed, switched(one.images, one.present))
+    assert torch.equal(completed[one.present], one.images[one.present])
+    assert switched.reconstruct(one.images, one.present).shape == one.images.shape
+    levels = switched.settings.levels if switched.settings.condition == "code" else ()
+    assert [channel.shape for channel in grades] == [(2, count - 1, 4, 4) for count in levels]
+    assert all((channel >= 0).all() and (channel <= 1).all() for channel in grades)
+
+
+def test_every_switch_trains_all_of_its_weights(switched: torch.nn.Module) -> None:
+    one = batch([[1, 1, 1], [1, 1, 0]], [[1, 0, 0], [0, 1, 0]])
+    for stage in switched.stages:
+        shared = switched.share(one, stage=stage)
+        for name, module in reversed(switched.players(stage).items()):
+            loss = switched.loss(name, one, shared, stage=stage, progress=0.5)
+            loss.total.backward()
+            assert all(p.grad is not None for p in module.parameters()), (stage, name)
+            assert all(not value.requires_grad for value in loss.parts.values())
+    assert all(p.grad is not None for p in switched.parameters()), "no weights that nothing trains"
+
+
+def test_every_switch_is_saved_and_loaded(switched: torch.nn.Module, tmp_path: Path) -> None:
+    save_model(switched, tmp_path, preparation=Preparation(switched.modalities))
+    loaded, one = load_model(tmp_path), batch([[1, 1, 1]], [[1, 0, 0]])
+    assert loaded.settings == switched.settings
+    assert torch.equal(loaded(one.images, one.present), switched.eval()(one.images, one.present))
+
+
+def test_without_common_features_the_code_is_all_that_the_decoder_sees() -> None:
+    model, one = small(common_features=False).eval(), batch([[1, 1, 1]], [[1, 0, 0]])
+    assert not hasattr(model, "common_encoder") and model.decoder.fuse.in_features == 6
+    other = model.reconstruct(one.images, ~one.present)
+    assert torch.equal(model.reconstruct(one.images, one.present), other)
+
+
+def test_a_binary_condition_says_which_contrasts_are_present_and_needs_no_second_stage() -> None:
+    model, one = small(condition="binary").eval(), batch([[1, 1, 1]], [[1, 0, 1]])
+    assert not hasattr(model, "posterior_encoder") and not hasattr(model, "prior_encoder")
+    seen: list[torch.Tensor] = []
+    model.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    reconstructed = model.reconstruct(one.images, one.present)
+    assert torch.equal(seen[0], torch.tensor([1.0, 0.0, 1.0]).expand(1, 4, 4, 3))
+    assert torch.equal(reconstructed[:, 1].clamp(0, 1), model(one.images, one.present)[:, 1])
+    assert model.players("grading") == {}
+    model.fit([one])
+
+
+def test_a_continuous_condition_is_bounded_and_regressed() -> None:
+    model, one = small(condition="continuous"), batch([[1, 1, 1]], [[1, 0, 0]])
+    seen: list[torch.Tensor] = []
+    model.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model.reconstruct(3 * one.images, one.present)
+    model(one.images, one.present)
+    assert seen[0].abs().max() <= 1 and len(seen[0].unique()) > 50, "bounded, not rounded"
+    wanted = model.posterior_encoder(one.images).tanh()
+    loss = model.loss("grader", one, None, stage="grading", progress=0.0)
+    assert torch.allclose(loss.total, (seen[1] - wanted).square().mean())
+
+
+@pytest.mark.parametrize("condition", ["binary", "continuous"])
+def test_what_has_no_code_says_so(condition: str) -> None:
+    model, one = small(condition=condition), batch([[1, 1, 1]], [[1, 0, 0]])
+    assert model.grades(one.images, one.present) == []
+    for ask in (lambda: model.levels(one.images, one.present), lambda: model.code_levels(one.images)):
+        with pytest.raises(UsageError, match="no code"):
+            ask()
+
+
+def test_a_decoder_that_would_see_no_image_is_refused() -> None:
+    with pytest.raises(UsageError, match="no image"):
+        small(condition="binary", common_features=False)
+
+
+def test_classes_decode_to_the_likeliest_level_or_to_the_expected_one() -> None:
+    likeliest, expected = (small(levels=(3,), grading="classification", decoding=d) for d in ("threshold", "expected"))
+    for model in (likeliest, expected):
+        last = model.prior_encoder.stages[-1]
+        last.weight.data.zero_()
+        last.bias.data = torch.tensor([0.4, 0.25, 0.35]).log()
+    one = batch([[1, 1, 1]], [[1, 0, 0]])
+    assert (likeliest.levels(one.images, one.present) == 0).all()
+    codes: list[torch.Tensor] = []
+    for model in (likeliest, expected):
+        model.decoder.register_forward_pre_hook(lambda _, inputs: codes.append(inputs[0]))
+        model(one.images, one.present)
+    assert torch.allclose(codes[0], torch.tensor(-1.0))
+    assert torch.allclose(codes[1], torch.tensor(0.95 - 1), atol=1e-5)
+
+
+def test_the_l1_loss_has_the_same_weights() -> None:
+    model, one = small(distance="l1"), batch([[1, 1, 1]], [[1, 0, 0]])
+    shared = model.share(one, stage="reconstruction")
+    loss = model.loss("generator", one, shared, stage="reconstruction", progress=0.0)
+    error = (shared - one.images).abs().mean((0, 2, 3))
+    assert torch.allclose(loss.total, 20 * error[1:].mean() + 5 * error[0])
+    assert torch.allclose(loss.parts["l1_absent"], error[1:].mean())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 from collections.abc import Callable
@@ -158,3 +159,48 @@ def test_half_precision_storage_keeps_the_answers_close(folder: Path) -> None:
     assert sizes[1] < 0.7 * sizes[0]
     images, present = torch.rand(1, 3, 16, 16), torch.tensor([[True, True, False]])
     assert (half.reconstruct(images, present) - full.reconstruct(images, present)).abs().max() < 1e-2
+
+
+def rewrite_header(folder: Path, change: Callable[[dict], None]) -> None:
+    """The weights file as another version of codebrain would have written it, and config.json in step."""
+    content = (folder / "model.safetensors").read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    change(header["__metadata__"])
+    text = json.dumps(header).encode()
+    weights = len(text).to_bytes(8, "little") + text + content[8 + size :]
+    (folder / "model.safetensors").write_bytes(weights)
+    edit(folder / "config.json", lambda c: c.update(weights_sha256=hashlib.sha256(weights).hexdigest()))
+
+
+def forget(facts: dict, *names: str) -> None:
+    settings = json.loads(facts["settings"])
+    facts["settings"] = json.dumps({name: value for name, value in settings.items() if name not in names})
+
+
+def test_a_folder_from_before_a_setting_existed_has_its_default(folder: Path) -> None:
+    new = load_model(folder)
+    rewrite_header(folder, lambda facts: forget(facts, "condition"))
+    edit(folder / "config.json", lambda c: c["settings"].pop("condition"))
+    old = load_model(folder)
+    assert old.settings == new.settings
+    images, present = torch.rand(1, 3, 16, 16), torch.tensor([[True, True, False]])
+    assert torch.equal(old(images, present), new(images, present))
+
+
+@pytest.mark.parametrize("setting", [{"decoding": "expected"}, {"grading": "classification"}])
+@pytest.mark.parametrize("old", [False, True], ids=["in the header", "not in the header"])
+def test_other_settings_in_the_configuration_are_refused(setting: dict, old: bool, folder: Path) -> None:
+    if old:
+        rewrite_header(folder, lambda facts: forget(facts, *setting))
+    edit(folder / "config.json", lambda c: c["settings"].update(setting))
+    with pytest.raises(ModelRefused, match="settings") as caught:
+        load_model(folder)
+    assert caught.value.code == "CKPT_MISMATCH"
+
+
+def test_a_header_without_settings_is_refused(folder: Path) -> None:
+    rewrite_header(folder, lambda facts: facts.pop("settings"))
+    with pytest.raises(ModelRefused) as caught:
+        load_model(folder)
+    assert caught.value.code == "CKPT_MISMATCH"
