@@ -57,3 +57,10 @@ def _refuse_unknown(cls: Any, raw: Mapping[str, Any], where: str, path: str = ""
             for place, part in nested.items():
                 if isinstance(part, Mapping):
                     _refuse_unknown(inner, part, f"{where}, {key}", place)
+
+
+def flat(tree: Any, path: str = "") -> dict[str, Any]:
+    """``{"a.b": value}`` of nested mappings."""
+    if not isinstance(tree, Mapping):
+        return {path: tree}
+    return {k: v for key, value in tree.items() for k, v in flat(value, f"{path}.{key}".lstrip(".")).items()}

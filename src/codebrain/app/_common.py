@@ -20,6 +20,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,9 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback o
 VerboseOption = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Say more (-vv: everything).")]
 QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
 OutOption = Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="Folder for the results.")]
+
+_EVERY_SECONDS = 30.0
+"""Between two lines about a long work, where there is no terminal for a bar."""
 
 Advance = Callable[[int, int, str], None]
 """``advance(done, total, note)``: what the library calls to tell how far it is."""
@@ -198,3 +202,25 @@ def progress(title: str, *, quiet: bool = False) -> Iterator[Advance]:
             bar.update(task, completed=done, total=total, description=one_line(f"{title} {note}".strip()))
 
         yield advance
+
+
+def teller(bar: Advance, *, as_json: bool, quiet: bool, unit: str = "step") -> Advance:
+    """The bar of :func:`progress` on a terminal; elsewhere a line now and then, with the time left."""
+    begun = last = time.monotonic()
+    first = -1
+
+    def tell(done: int, total: int, note: str) -> None:
+        nonlocal last, first
+        bar(done, total, note)
+        now = time.monotonic()
+        first = done if first < 0 else first
+        if bar is not _no_bar or now - last < _EVERY_SECONDS:
+            return
+        last = now
+        left = (now - begun) / max(done - first, 1) * (total - done) / 60
+        if as_json:
+            emit_json({unit: done, f"{unit}s": total, "note": note, "minutes_left": round(left, 1)})
+        elif not quiet:
+            say(f"{unit} {done} of {total}, {note}, {left:.0f} min left")
+
+    return tell

@@ -49,15 +49,15 @@ class Wiring:
     shared: ModalitySet
 
     @classmethod
-    def of(cls, model: ImputationModel, preparation: Preparation) -> Wiring:
-        """Connect ``model`` to slices of ``preparation``; contrasts unknown to either stay absent.
+    def of(cls, model: ImputationModel, preparation: Preparation, judged: ModalitySet | None = None) -> Wiring:
+        """Connect ``model`` to slices of ``preparation``; contrasts unknown to either, or not judged, stay absent.
 
         Raises:
             ModelRefused: ``CKPT_MISMATCH`` when fewer than two contrasts are shared, or a trained model was
                 made for images prepared in another way.
         """
         store = preparation.modalities
-        shared = tuple(m for m in store if m in model.modalities)
+        shared = tuple(m for m in store if m in model.modalities and (judged is None or m in judged))
         if len(shared) < 2:
             raise refusal(
                 "CKPT_MISMATCH", f"the model {model.name} and the slice store share too few contrasts",
@@ -103,6 +103,7 @@ def evaluate(
     batch: int = 8,
     middle: int | None = None,
     label: str | None = None,
+    judged: ModalitySet | None = None,
     progress: Progress | None = None,
 ) -> list[Row]:
     """Score a model on every patient of a split.
@@ -118,6 +119,7 @@ def evaluate(
         batch: slices that the model gets at a time.
         middle: only the middle N of these slices of each subject, as the paper's 90 (IXI) and 80 (BraTS).
         label: name in the rows; the model's own when absent.
+        judged: the contrasts that are given and judged; by default all that model and store share.
         progress: ``progress(done, total, note)``, counting patterns of subjects.
 
     Returns:
@@ -128,7 +130,7 @@ def evaluate(
             ``CKPT_NONFINITE`` when the model's output is not finite.
         InputRefused: ``DATA_SPLIT`` for an empty split, ``DATA_CONTRASTS`` when no pattern suits any subject.
     """
-    wiring = Wiring.of(model, store.preparation)
+    wiring = Wiring.of(model, store.preparation, judged)
     model = model.to(device).eval()
     work = [(name, chosen) for name in store.subjects(split)
             if scored_slices(store.record(name))
@@ -149,6 +151,26 @@ def evaluate(
             if progress is not None:
                 progress(done, total, name)
     return rows
+
+
+def parse_patterns(text: str, known: ModalitySet) -> Patterns:
+    """``all``, ``leave-one-out``, or sets of present contrasts, as ``T1;T1,FLAIR``.
+
+    Raises:
+        UsageError: ``CONFIG`` or ``MOD_*`` for anything else, or a contrast that the store lacks.
+    """
+    if text == "all":
+        return "all"
+    if text == "leave-one-out":
+        return "leave-one-out"
+    wanted = [ModalitySet.parse(part) for part in text.split(";") if part.strip()]
+    strange = sorted({str(m) for given in wanted for m in given if m not in known})
+    if not wanted or strange:
+        raise refusal(
+            "CONFIG", "the slice store has no such contrast" if strange else "no pattern was named",
+            field="patterns", found=", ".join(strange) or repr(text), expected=f"contrasts of {known}",
+        )  # fmt: skip
+    return wanted
 
 
 def suitable_patterns(patterns: Patterns, available: Sequence[bool], wiring: Wiring) -> list[Pattern]:

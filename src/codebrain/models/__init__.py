@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from codebrain.models._contract import ImputationModel
     from codebrain.vocabulary import ModalitySet, Preparation
 
-__all__ = ["build_model", "bundled_models", "load_model", "model_class", "model_names", "save_model"]
+__all__ = [
+    "build_model",
+    "bundled_models",
+    "load_model",
+    "model_class",
+    "model_names",
+    "save_model",
+    "with_settings",
+]
 
 
 def model_names() -> list[str]:
@@ -71,6 +79,27 @@ def build_model(name: str, modalities: ModalitySet, settings: Mapping[str, Any] 
 
     cls = model_class(name)
     return cls(modalities, parse_settings(cls.Settings, settings or {}, where=f"settings of {name}"))
+
+
+def with_settings(model: ImputationModel, settings: Mapping[str, Any]) -> ImputationModel:
+    """The same weights under other settings: sampling steps, temperature, decoding.
+
+    Raises:
+        UsageError: ``CONFIG`` for an unknown setting.
+        ModelRefused: ``CKPT_MISMATCH`` for a setting that needs other weights.
+    """
+    if not settings:
+        return model
+    from dataclasses import asdict
+
+    changed = build_model(model.architecture, model.modalities, {**asdict(model.settings), **settings})
+    theirs = {name: value.shape for name, value in changed.state_dict().items()}
+    if theirs != {name: value.shape for name, value in model.state_dict().items()}:
+        raise refusal("CKPT_MISMATCH", "these settings need other weights", field=", ".join(settings),
+                      hint="Train a method of its own with them.")  # fmt: skip
+    changed.load_state_dict(model.state_dict())
+    changed.preparation, changed.sha256, changed.name = model.preparation, model.sha256, model.name
+    return changed.eval().requires_grad_(False)
 
 
 def save_model(

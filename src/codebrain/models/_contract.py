@@ -31,6 +31,7 @@ class ImputationModel(nn.Module, ABC):
 
     Attributes:
         training_only: names of sub-modules that a model folder leaves out (critics).
+        label: what must stand beside the name wherever results are shown (a reconstruction from an abstract).
         preparation: how images must be prepared for it; set when loaded from a folder.
         sha256: of the weights file; set when loaded from a folder.
         name: the folder's name, or the architecture's before there is one.
@@ -39,6 +40,7 @@ class ImputationModel(nn.Module, ABC):
     Settings: ClassVar[type[Any]]
     stages: ClassVar[tuple[str, ...]]
     training_only: ClassVar[tuple[str, ...]] = ()
+    label: ClassVar[str] = ""
 
     def __init__(self, modalities: ModalitySet, settings: Any) -> None:
         super().__init__()

@@ -77,7 +77,7 @@ class PatchDiscriminator(PatchCritic):
 def least_squares(
     scores: Float[Tensor, "b m hp wp"], target: Bool[Tensor, "b m"] | float, counted: Bool[Tensor, "b m"]
 ) -> Float[Tensor, ""]:
-    """Mean squared distance of the score maps to their target, over the contrasts that count.
+    """Mean squared distance of the score maps to their target, over the contrasts that count; 0 when none does.
 
     Args:
         scores: the discriminator's maps.
@@ -86,4 +86,4 @@ def least_squares(
     """
     goal = target.to(scores.dtype)[:, :, None, None] if isinstance(target, Tensor) else target
     error = (scores.float() - goal).square().mean((2, 3))
-    return (error * counted).sum() / counted.sum()
+    return (error * counted).sum() / counted.sum().clamp(min=1)

@@ -66,3 +66,14 @@ class RunLog:
         """Hand TensorBoard what it has not seen yet."""
         if self._board is not None:
             self._board.close()
+
+
+def seconds_of(run: Path) -> float:
+    """How long a run has trained, over all its sessions; validation and checkpoints are counted."""
+    total = last = 0.0
+    with (run / "metrics.jsonl").open(encoding="utf-8") as lines:
+        for line in lines:
+            now = float(json.loads(line)["seconds"])
+            total += now - last if now >= last else now  # a session counts from its own start
+            last = now
+    return total

@@ -217,13 +217,14 @@ class _Trainer:
 
     def _apply(self, parameters: list[nn.Parameter], gradients: tuple[Tensor | None, ...]) -> float:
         """Set the gradients, averaged over processes, and return their norm."""
-        known = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
-        flat = torch.cat([gradient.reshape(-1) for _, gradient in known])
+        # A weight that this process did not use has no gradient; a zero keeps the buckets of all processes alike.
+        parts = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+        flat = torch.cat([part.reshape(-1) for part in parts])
         if fault("step.gradient"):
             flat[0] = math.nan
         if self.fabric.world_size > 1:
             flat = self.fabric.all_reduce(flat, reduce_op="mean")
-        for (parameter, _), part in zip(known, torch.split(flat, [g.numel() for _, g in known]), strict=True):
+        for parameter, part in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
             parameter.grad = part.view_as(parameter)
         return float(flat.norm())
 

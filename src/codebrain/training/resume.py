@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from codebrain.errors import refusal
+from codebrain.settings import flat
 from codebrain.training.checkpoint import Checkpoint
 
 _log = logging.getLogger(__name__)
@@ -28,20 +29,13 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, player: str, tensors: Ma
     optimiser.load_state_dict(content)
 
 
-def _flat(tree: Any, path: str = "") -> dict[str, Any]:
-    """``{"a.b": value}`` of nested mappings."""
-    if not isinstance(tree, Mapping):
-        return {path: tree}
-    return {k: v for key, value in tree.items() for k, v in _flat(value, f"{path}.{key}".lstrip(".")).items()}
-
-
 def refuse_changes(found: Checkpoint, now: Mapping[str, Any], *, accept: bool) -> None:
     """Resume only the run that was begun.
 
     Raises:
         ModelRefused: ``CKPT_MISMATCH`` with every setting that differs, unless that is accepted.
     """
-    before, older, newer = found.state, _flat(found.state["config"]), _flat(now["config"])
+    before, older, newer = found.state, flat(found.state["config"]), flat(now["config"])
     changes = [
         f"{key}: {older.get(key)!r} is now {newer.get(key)!r}"
         for key in {**older, **newer}

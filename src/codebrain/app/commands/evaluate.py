@@ -23,7 +23,7 @@ from codebrain.app._common import (
     run,
     say,
 )
-from codebrain.errors import CodeBrainError, Notice, refusal
+from codebrain.errors import CodeBrainError, Notice
 
 if TYPE_CHECKING:
     import torch
@@ -126,6 +126,7 @@ class Entrant:
 
 
 def _evaluate(request: Request, *, device: str, threads: int | None, as_json: bool) -> None:
+    from codebrain.benchmark.scoring import parse_patterns
     from codebrain.data.slices import SliceStore
     from codebrain.machine import choose_device, set_threads
     from codebrain.output import RunFolder
@@ -149,26 +150,6 @@ def _evaluate(request: Request, *, device: str, threads: int | None, as_json: bo
     emit_json(record) if as_json else emit(table)
     if failure is not None:
         raise failure
-
-
-def parse_patterns(text: str, known: ModalitySet) -> Any:
-    """``all``, ``leave-one-out``, or sets of present contrasts, as ``T1;T1,FLAIR``.
-
-    Raises:
-        UsageError: ``CONFIG`` or ``MOD_*`` for anything else, or a contrast that the store lacks.
-    """
-    from codebrain.vocabulary import ModalitySet
-
-    if text in ("all", "leave-one-out"):
-        return text
-    wanted = [ModalitySet.parse(part) for part in text.split(";") if part.strip()]
-    strange = sorted({str(m) for given in wanted for m in given if m not in known})
-    if not wanted or strange:
-        raise refusal(
-            "CONFIG", "the slice store has no such contrast" if strange else "no pattern was named",
-            field="patterns", found=", ".join(strange) or repr(text), expected=f"contrasts of {known}",
-        )  # fmt: skip
-    return wanted
 
 
 def labels(sources: list[str]) -> list[str]:

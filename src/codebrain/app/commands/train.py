@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from codebrain.app._common import (
-    Advance,
     DebugOption,
     DeviceOption,
     JsonOption,
@@ -21,10 +19,8 @@ from codebrain.app._common import (
     emit_json,
     progress,
     run,
-    say,
+    teller,
 )
-
-_EVERY_SECONDS = 30.0
 
 
 def register(app: typer.Typer) -> None:
@@ -84,7 +80,7 @@ def _train(
     with progress("training", quiet=quiet or as_json) as bar:
         model = train(
             config, store, out, device=device, resume=resume, accept_changes=accept_changes,
-            progress=_teller(bar, as_json=as_json, quiet=quiet),
+            progress=teller(bar, as_json=as_json, quiet=quiet),
         )  # fmt: skip
     if os.environ.get("RANK", "0") != "0":  # torchrun: the first process speaks for all
         return
@@ -92,25 +88,3 @@ def _train(
         emit_json({"model": str(model), "done": True})
     else:
         emit(f"{model}")
-
-
-def _teller(bar: Advance, *, as_json: bool, quiet: bool) -> Advance:
-    """The bar on a terminal; elsewhere a line now and then, with the time left."""
-    begun = last = time.monotonic()
-    first = -1
-
-    def tell(done: int, total: int, note: str) -> None:
-        nonlocal last, first
-        bar(done, total, note)
-        now = time.monotonic()
-        first = done if first < 0 else first
-        if bar.__name__ != "_no_bar" or now - last < _EVERY_SECONDS:
-            return
-        last = now
-        left = (now - begun) / max(done - first, 1) * (total - done) / 60
-        if as_json:
-            emit_json({"step": done, "steps": total, "note": note, "minutes_left": round(left, 1)})
-        elif not quiet:
-            say(f"step {done} of {total}, {note}, {left:.0f} min left")
-
-    return tell
