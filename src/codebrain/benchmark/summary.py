@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 from codebrain.benchmark.rows import Row
 from codebrain.vocabulary import Modality
@@ -33,7 +33,25 @@ class Score:
     patients: int
 
 
-def summarise(
+class Which(TypedDict, total=False):
+    """Which of a metric's rows count.
+
+    Attributes:
+        task: ``imputation`` (when absent) or ``reconstruction``.
+        region: ``slice`` (when absent), ``brain`` or ``volume`` (patients' volumes weigh alike).
+        given: ``one`` keeps patterns with one present contrast (O->O), ``many`` the others (M->O).
+        pattern: keeps one pattern.
+        modality: keeps one absent contrast.
+    """
+
+    task: str
+    region: str
+    given: Given
+    pattern: str | None
+    modality: str | None
+
+
+def select(
     rows: Iterable[Row],
     *,
     metric: str,
@@ -43,7 +61,18 @@ def summarise(
     given: Given = "any",
     pattern: str | None = None,
     modality: str | None = None,
-) -> Score | None:
+) -> list[Row]:
+    """The rows that count: see :class:`Which`; None keeps every model, pattern or contrast."""
+    return [
+        row
+        for row in rows
+        if row.metric == metric and row.task == task and row.region == region
+        and model in (None, row.model) and pattern in (None, row.pattern) and modality in (None, row.modality)
+        and (given == "any" or row.one_present == (given == "one"))
+    ]  # fmt: skip
+
+
+def summarise(rows: Iterable[Row], *, metric: str, model: str | None = None, **which: Unpack[Which]) -> Score | None:
     """Average rows as the released code does; None when no row fits.
 
     Within a cell every slice of the split counts alike: patients are weighted by their slices, which gives
@@ -54,29 +83,24 @@ def summarise(
         rows: of one or more models.
         metric: ``PSNR``, ``SSIM`` or ``MAE``.
         model: label of the model; None when the rows are all of one.
-        task: ``imputation`` or ``reconstruction``.
-        region: ``slice``, ``brain`` or ``volume`` (patients' volumes weigh alike).
-        given: ``one`` keeps patterns with one present contrast (O->O), ``many`` the others (M->O).
-        pattern: keeps one pattern.
-        modality: keeps one absent contrast.
+        which: task, region, patterns and contrasts, as in :class:`Which`.
 
     Source: the released code's evaluation; CodeBrain (arXiv 2501.18328), Table 2.
     """
-    chosen = [
-        row
-        for row in rows
-        if row.metric == metric and row.task == task and row.region == region
-        and model in (None, row.model) and pattern in (None, row.pattern) and modality in (None, row.modality)
-        and (given == "any" or row.one_present == (given == "one"))
-    ]  # fmt: skip
+    chosen = select(rows, metric=metric, model=model, **which)
     if not chosen:
         return None
     cells = _cell_means(chosen)
-    by_patient: dict[str, list[Row]] = defaultdict(list)
-    for row in chosen:
-        by_patient[row.patient].append(row)
-    own = [mean(_cell_means(theirs).values()) for theirs in by_patient.values()]
+    own = list(patient_means(chosen).values())
     return Score(mean(cells.values()), _deviation(own), len(cells), len(own))
+
+
+def patient_means(rows: Iterable[Row]) -> dict[str, float]:
+    """Each patient's own mean over cells; the rows are of one model, metric, task and region."""
+    by_patient: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_patient[row.patient].append(row)
+    return {patient: mean(_cell_means(theirs).values()) for patient, theirs in by_patient.items()}
 
 
 def _cell_means(rows: Iterable[Row]) -> dict[Cell, float]:
