@@ -13,7 +13,34 @@ from codebrain.nn.batch import Batch
 from codebrain.vocabulary import ModalitySet, Preparation, strict_subsets
 
 MODALITIES = ModalitySet.parse("T1,T2,FLAIR")
-SMALL = {"codebrain": {"width": 2, "depth": 1}}
+SMALL: dict[str, list[dict[str, object]]] = {
+    "codebrain": [
+        {"width": 2, "depth": 1, **switch}
+        for switch in (
+            {},
+            {"common_features": False},
+            {"grading": "classification"},
+            {"grading": "classification", "decoding": "expected"},
+            {"distance": "l1"},
+            {"condition": "continuous"},
+            {"condition": "binary"},
+            {"levels": (3, 2)},
+        )
+    ],
+    "hf_gan": [
+        {"width": 8, "multipliers": [1, 1, 2], "layers": 1, "heads": 2, "grid": 4, "critic_width": 8,
+         "critic_halvings": 2}
+    ],
+    "m2dn": [{"width": 4, "sampling_steps": 3, "validation_steps": 2}],
+    "mm_gan": [{"width": 4, "depth": 3, "critic_width": 2}],
+    "mmhvae": [],
+    "mmt": [{"dim": 16, "heads": [1, 2, 2, 4], "window": 2, "critic_width": 2}],
+    "nafnet": [{"width": 2, "depth": 1}],
+    "unified_synthesis": [{"width": 4, "critic_width": 4}],
+}  # fmt: skip
+"""Sizes that fit the test images; one entry for each variant. A model that is not here is tested as it is."""
+
+CASES = [(name, settings) for name in model_names() for settings in SMALL.get(name, [{}])]
 
 
 def images(count: int = 2, size: int = 16) -> torch.Tensor:
@@ -28,10 +55,11 @@ def batch() -> Batch:
     return Batch(images(4) * available[:, :, None, None], available, given, ("a/0", "b/0", "c/0", "d/0"))
 
 
-@pytest.fixture(params=model_names())
+@pytest.fixture(params=CASES, ids=lambda case: "-".join([case[0], *(f"{k}={v}" for k, v in case[1].items())])[:60])
 def model(request: pytest.FixtureRequest) -> ImputationModel:
     torch.manual_seed(0)
-    built = build_model(request.param, MODALITIES, SMALL.get(request.param))
+    name, settings = request.param
+    built = build_model(name, MODALITIES, settings)
     for stage in built.stages:
         if not built.players(stage):
             built.fit([batch()])

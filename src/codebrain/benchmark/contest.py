@@ -252,6 +252,16 @@ def patterns_to_score(
     return [(pattern_name(wiring.shared, p), ModalitySet(tuple(wiring.shared.present(p)))) for p in ordered]
 
 
+def model_of(task: Contestant, label: str, store: SliceStore) -> ImputationModel:
+    """The model behind a line, once its contestant has finished."""
+    method = task.lines[task.label]
+    if method.reference is not None:
+        base = reference_model(method.reference, store, modalities=task.modalities)
+    else:
+        base = load_model(method.folder or task.run / "model")
+    return with_settings(base, task.lines[label].settings)
+
+
 def rows_of(out: Path, label: str) -> list[Row]:
     """The rows of every finished pattern of a line, under its label."""
     cells = sorted((out / "cells" / slug(label)).glob("*.csv"))

@@ -45,11 +45,13 @@ class Results:
         rows: of every finished pattern, method by method in the suite's order.
         facts: by method: parameters, budget spent, seconds per slice, weights.
         failures: by method: the sentence that says why it has no, or not all, rows.
+        finished: by method that was scored on every pattern: whose weights it uses.
     """
 
     rows: list[Row] = field(default_factory=list)
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     failures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    finished: dict[str, Contestant] = field(default_factory=dict)
 
 
 def run_suite(
@@ -96,9 +98,13 @@ def run_suite(
     ]  # fmt: skip
     outcomes = _run(tasks, _cells(store, suite, modalities, patterns), jobs, progress)
     results = Results(failures={**failures, **{o.label: o.error for o in outcomes if o.error is not None}})
+    owners = {task.label: task for task in tasks}
     for outcome in outcomes:
         results.facts |= outcome.facts
+        if outcome.error is None:
+            results.finished |= dict.fromkeys(owners[outcome.label].lines, owners[outcome.label])
     results.rows = [row for label in suite.methods for row in rows_of(out, label)]
+    results.finished = {label: results.finished[label] for label in suite.methods if label in results.finished}
     return results
 
 
