@@ -1,4 +1,4 @@
-"""Figures of an evaluation, as PNG bytes. Drawn without pyplot: no window, no global state."""
+"""The two figures of the `evaluate` command, as PNG bytes."""
 
 from __future__ import annotations
 
@@ -9,38 +9,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
+from codebrain.benchmark.figures.chosen import box_around
+from codebrain.benchmark.figures.drawing import LARGEST_ERROR, figure_class, look_of
 from codebrain.benchmark.rows import Row
 from codebrain.benchmark.scoring import Subject, Wiring, completions
 from codebrain.benchmark.summary import models_of, patterns_of, summarise
 from codebrain.data.slices import SliceStore
 from codebrain.data.splits import Split
-from codebrain.errors import missing_extra
 from codebrain.marks import ENHANCEMENT_UNKNOWN, RESEARCH_USE_ONLY, SYNTHETIC
 from codebrain.metrics import PRINTED_SCALE
 from codebrain.models._contract import ImputationModel
 from codebrain.vocabulary import Modality, Pattern, pattern_name, strict_subsets
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
-"""Told apart by colour-blind readers. Source: Okabe & Ito, Color Universal Design, 2008."""
-
-LARGEST_ERROR = 0.3
-"""Upper end of the error map's scale, in units of the data range; larger errors have the last colour."""
-
 
 def _figure(width: float, height: float) -> Any:
-    """An empty matplotlib figure, in inches.
-
-    Raises:
-        EnvironmentRefused: ``ENV_EXTRA`` when matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise missing_extra("matplotlib", "bench", "Drawing the figures") from None
-    return Figure(figsize=(width, height), layout="constrained")
+    """An empty matplotlib figure, in inches."""
+    return figure_class()(figsize=(width, height), layout="constrained")
 
 
 def _png(figure: Any) -> bytes:
@@ -79,6 +66,7 @@ def _bars(panel: Any, rows: Sequence[Row], names: Sequence[str], metric: str, re
     width = 0.8 / len(models)
     lowest = math.inf
     for m, model in enumerate(models):
+        colour, hatch = look_of(m)
         mine = [row for row in rows if row.model == model]
         for i, name in enumerate(names):
             score = summarise(mine, metric=metric, region=region, pattern=None if name == "mean" else name)
@@ -88,7 +76,7 @@ def _bars(panel: Any, rows: Sequence[Row], names: Sequence[str], metric: str, re
             lowest = min(lowest, height)
             panel.bar(
                 i + (m - (len(models) - 1) / 2) * width, height, width * 0.95,
-                color=COLOURS[m % len(COLOURS)], label=model if i == 0 else None,
+                color=colour, hatch=hatch, edgecolor="white", linewidth=0, label=model if i == 0 else None,
                 yerr=None if score.spread is None else score.spread * scale, error_kw={"linewidth": 0.7},
             )  # fmt: skip
     panel.set_xlim(-0.6, len(names) - 0.4)
@@ -131,7 +119,7 @@ def examples_of(
         for pattern in _few(subject.available):
             _, completed = next(completions(model, subject, pattern))
             places = subject.absent(pattern)
-            box = _box(subject.brain[0])
+            box = box_around(subject.brain[0])
             found.append(
                 Example(
                     f"{subject.record.patient}\nfrom {pattern_name(wiring.shared, pattern)}",
@@ -141,16 +129,6 @@ def examples_of(
                 )
             )
     return found
-
-
-def _box(brain: Bool[Tensor, "h w"], margin: int = 8) -> tuple[slice, slice]:
-    """Rows and columns around the foreground, so that pictures show brain and not background."""
-    rows, columns = (brain.any(axis).nonzero()[:, 0].tolist() or [0, size - 1]
-                     for axis, size in ((1, brain.shape[0]), (0, brain.shape[1])))  # fmt: skip
-    return (
-        slice(max(rows[0] - margin, 0), rows[-1] + margin + 1),
-        slice(max(columns[0] - margin, 0), columns[-1] + margin + 1),
-    )
 
 
 def _few(available: Pattern) -> list[Pattern]:
