@@ -15,12 +15,12 @@ from codebrain.benchmark.layout import Table, html
 from codebrain.benchmark.rows import REGIONS, TASKS, Row
 from codebrain.benchmark.statistics import (
     FEWEST_PATIENTS,
+    OUR_METHOD,
     Bootstrap,
     Interval,
     Paired,
     interval,
     paired_tests,
-    reference_of,
 )
 from codebrain.benchmark.summary import Given, Score, Which, models_of, patterns_of, summarise
 from codebrain.marks import RESEARCH_USE_ONLY
@@ -256,7 +256,7 @@ def paired(
         for metric in UNITS
         for test in paired_tests(rows, metric=metric, reference=reference, bootstrap=bootstrap, **which)
     }
-    against = reference_of(models_of(rows), reference)
+    against = next((test.reference for test in tests.values()), reference or OUR_METHOD)
     lines = []
     for model in dict.fromkeys(name for name, _ in tests):
         found = [tests.get((model, metric)) for metric in UNITS]

@@ -147,6 +147,7 @@ def test_paired_table_prints_differences_and_corrected_p() -> None:
     assert "PSNR p (Holm)" in head
     assert r"\cmidrule(lr){3-4}" in table.latex()
     assert r"\cmidrule(lr){2-2}" not in table.latex()
+    assert tables.paired([]).body == ()
 
 
 def test_few_patients_get_words_instead_of_a_p_value() -> None:
