@@ -79,6 +79,20 @@ def sample(
     return draw, surprise.flatten(1).sum(1)
 
 
+class Conv2d(nn.Conv2d):
+    """A convolution that computes channels last: three times faster on a CPU where channels are few."""
+
+    def forward(self, input: Float[Tensor, "b _c h w"]) -> Float[Tensor, "b _k _h _w"]:  # noqa: A002
+        return super().forward(input.contiguous(memory_format=torch.channels_last))
+
+
+class InstanceNorm2d(nn.InstanceNorm2d):
+    """An instance norm that hands on channels last, so that no layer after it mixes two layouts."""
+
+    def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:  # noqa: A002
+        return super().forward(input).contiguous(memory_format=torch.channels_last)
+
+
 class SqueezeExcite(nn.Module):
     """Channels weighted by what their means say."""
 
@@ -96,7 +110,7 @@ def _pair(inputs: int, width: int) -> list[nn.Module]:
     # Norm, activation, convolution, twice; then channel attention.
     layers: list[nn.Module] = []
     for channels in (inputs, width):
-        layers += [nn.InstanceNorm2d(channels), nn.SiLU(), nn.Conv2d(channels, width, 3, padding=1)]
+        layers += [InstanceNorm2d(channels), nn.SiLU(), Conv2d(channels, width, 3, padding=1)]
     return [*layers, SqueezeExcite(width)]
 
 
@@ -119,15 +133,15 @@ class DecoderBlock(nn.Module):
         super().__init__()
         wide = 6 * width
         self.layers = nn.Sequential(
-            nn.InstanceNorm2d(width),
-            nn.Conv2d(width, wide, 3, padding=1),
-            nn.InstanceNorm2d(wide),
+            InstanceNorm2d(width),
+            Conv2d(width, wide, 3, padding=1),
+            InstanceNorm2d(wide),
             nn.SiLU(),
             nn.Conv2d(wide, wide, 5, padding=2, groups=wide),
-            nn.InstanceNorm2d(wide),
+            InstanceNorm2d(wide),
             nn.SiLU(),
             SqueezeExcite(wide),
-            nn.Conv2d(wide, width, 1),
+            Conv2d(wide, width, 1),
         )
 
     def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
@@ -145,9 +159,9 @@ class ContrastEncoder(nn.Module):
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
         steps = (*widths, widths[-1])
-        self.first = nn.Conv2d(1, widths[0], 3, padding=1)
+        self.first = Conv2d(1, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList(EncoderBlock(width) for width in steps)
-        self.halvings = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(steps))
+        self.halvings = nn.ModuleList(Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(steps))
 
     def forward(self, image: Float[Tensor, "b 1 h w"]) -> Maps:
         maps = [self.blocks[0](self.first(image))]
@@ -192,10 +206,10 @@ class LatentLevel(nn.Module):
 
     def __init__(self, above: int, width: int) -> None:
         super().__init__()
-        self.widen = nn.Conv2d(above, width, 3, padding=1, bias=False)
+        self.widen = Conv2d(above, width, 3, padding=1, bias=False)
         self.block = DecoderBlock(width)
-        self.prior = weight_norm(nn.Conv2d(width, width, 1, bias=False))
-        self.posterior = nn.Sequential(*_pair(2 * width, width), weight_norm(nn.Conv2d(width, width, 1, bias=False)))
+        self.prior = weight_norm(Conv2d(width, width, 1, bias=False))
+        self.posterior = nn.Sequential(*_pair(2 * width, width), weight_norm(Conv2d(width, width, 1, bias=False)))
 
     def forward(
         self, latent: Float[Tensor, "b c h w"], skips: Mapping[int, Tensor]
@@ -278,7 +292,7 @@ class _ReflectBlock(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for _ in range(2):
-            layers += [nn.Conv2d(width, width, 3, padding=1, padding_mode="reflect"), nn.InstanceNorm2d(width)]
+            layers += [Conv2d(width, width, 3, padding=1, padding_mode="reflect"), InstanceNorm2d(width)]
             layers += [nn.ReLU()]
         self.layers = nn.Sequential(*layers[:-1])
 
@@ -298,10 +312,10 @@ class ImageHead(nn.Module):
 
     def __init__(self, inputs: int, *, width: int, blocks: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = [] if inputs == width else [nn.Conv2d(inputs, width, 1)]
+        layers: list[nn.Module] = [] if inputs == width else [Conv2d(inputs, width, 1)]
         layers += [_ReflectBlock(width) for _ in range(blocks)]
-        layers += [nn.Conv2d(width, width, 7, padding=3, padding_mode="reflect"), nn.InstanceNorm2d(width)]
-        layers += [nn.LeakyReLU(0.2), nn.Conv2d(width, 1, 7, padding=3, padding_mode="reflect"), nn.Tanh()]
+        layers += [Conv2d(width, width, 7, padding=3, padding_mode="reflect"), InstanceNorm2d(width)]
+        layers += [nn.LeakyReLU(0.2), Conv2d(width, 1, 7, padding=3, padding_mode="reflect"), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, latent: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
