@@ -14,7 +14,7 @@ from codebrain.benchmark.figures import Drawing
 from codebrain.benchmark.paper import published
 from codebrain.benchmark.rows import REGIONS, TASKS, Row, rows_to_csv, rows_to_parquet
 from codebrain.benchmark.runner import Results
-from codebrain.benchmark.statistics import Bootstrap, interval
+from codebrain.benchmark.statistics import Bootstrap, interval, reference_of
 from codebrain.benchmark.suite import Suite
 from codebrain.benchmark.summary import models_of
 from codebrain.benchmark.tables import Numbers, Table
@@ -75,16 +75,13 @@ def all_tables(suite: Suite, results: Results) -> Iterator[Table]:
         if region != "slice":
             yield tables.comparison(rows, region=region, task=task, bootstrap=how, best=True, heading=heading)
     if "scenarios" in suite.layout:
-        yield tables.by_pattern(rows, _shown(suite, rows), bootstrap=how)
+        yield tables.by_pattern(rows, _reference(suite, rows), bootstrap=how)
 
 
-def _reference(suite: Suite, rows: list[Row]) -> str | None:
-    return suite.reference if suite.reference in models_of(rows) else None
-
-
-def _shown(suite: Suite, rows: list[Row]) -> str:
-    """The method whose scenarios and codes are shown: the reference, or the first."""
-    return _reference(suite, rows) or models_of(rows)[0]
+def _reference(suite: Suite, rows: list[Row]) -> str:
+    """The method that the others are tested against, and whose scenarios and codes are shown."""
+    named = suite.reference if suite.reference in models_of(rows) else None
+    return reference_of(models_of(rows), named)
 
 
 def _beside(suite: Suite, rows: list[Row], task: str, heading: str) -> Iterator[Table]:
@@ -173,7 +170,7 @@ def drawings(suite: Suite, results: Results, store: SliceStore, device: torch.de
     judged = next(iter(results.finished.values())).modalities
     if "methods" in suite.layout or "ablation" in suite.layout:
         yield "methods", figures.methods_figure(models, store, split=suite.split, judged=judged, device=device)
-    shown = _shown(suite, rows)
+    shown = _reference(suite, rows)
     if shown in models and "scenarios" in suite.layout:
         yield (
             "scenarios",
