@@ -247,6 +247,15 @@ def test_methods_stand_beside_the_truth_without_overlap(store: SliceStore, built
     assert ENHANCEMENT_UNKNOWN not in drawn.caption
 
 
+def test_methods_are_compared_on_what_all_of_them_know(store: SliceStore, built: list[object]) -> None:
+    fewer = build_model("mean", ModalitySet.parse("FLAIR,T2,PD"))
+    figures.methods_figure({"mean": model_for(store), "fewer": fewer}, store)
+    marks = [word for axes in built[0].axes for word in words(axes)]
+    assert [marks.count(name) for name in ("T1", "T2", "FLAIR", "T1Gd", SYNTHETIC)] == [0, 1, 0, 0, 2]
+    strange = build_model("mean", ModalitySet.parse("T1,PD"))
+    assert refused(figures.methods_figure, {"strange": strange, "fewer": fewer}, store) == "CKPT_MISMATCH"
+
+
 def test_psnr_is_that_of_the_whole_slice(store: SliceStore, built: list[object]) -> None:
     figures.methods_figure({"zeros": model_for(store, "zeros")}, store)
     printed = [word for axes in pictures(built[0], "magma") for word in words(axes)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -154,12 +154,19 @@ def _spread(values: Sequence[T], most: int) -> list[T]:
     return [values[round(place)] for place in np.linspace(0, len(values) - 1, most)]
 
 
-def common(models: Iterable[ImputationModel], store: SliceStore, judged: ModalitySet | None) -> ModalitySet | None:
-    """The judged contrasts that every model knows; None when they share none."""
-    models = list(models)
-    known = judged or store.preparation.modalities
-    shared = tuple(m for m in known if all(m in model.modalities for model in models))
-    return ModalitySet(shared) if shared else None
+def common(models: Mapping[str, ImputationModel], store: SliceStore, judged: ModalitySet | None) -> ModalitySet:
+    """The judged contrasts that the store has and every model knows.
+
+    Raises:
+        ModelRefused: ``CKPT_MISMATCH`` when they are fewer than two.
+    """
+    known = [m for m in store.preparation.modalities if judged is None or m in judged]
+    shared = tuple(m for m in known if all(m in model.modalities for model in models.values()))
+    if len(shared) < 2:
+        raise refusal("CKPT_MISMATCH", "the models and the slice store share too few contrasts", field="modalities",
+                      found="; ".join(f"{label}: {model.modalities}" for label, model in models.items()),
+                      expected=f"at least two of {', '.join(known)}")  # fmt: skip
+    return ModalitySet(shared)
 
 
 def selection(shown: int, every: int) -> str:

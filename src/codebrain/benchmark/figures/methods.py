@@ -86,7 +86,7 @@ def methods_figure(
         InputRefused: ``DATA_SPLIT``, ``DATA_CONTRASTS`` when there is nothing to show.
         UsageError: ``CONFIG`` for a scenario that the study does not allow.
     """
-    shared = common(models.values(), store, judged)
+    shared = common(models, store, judged)
     wirings = {label: Wiring.of(model, store.preparation, shared) for label, model in models.items()}
     first = next(iter(wirings.values()))
     name = subjects_to_show(store, split, first)[0]
