@@ -33,7 +33,9 @@ SMALL: dict[str, list[dict[str, object]]] = {
     ],
     "m2dn": [{"width": 4, "sampling_steps": 3, "validation_steps": 2}],
     "mm_gan": [{"width": 4, "depth": 3, "critic_width": 2}],
-    "mmhvae": [],
+    "mmhvae": [
+        {"size": 16, "levels": [4, 8], "head_width": 4, "head_blocks": 1, "critic_width": 4, "critic_layers": 2}
+    ],
     "mmt": [{"dim": 16, "heads": [1, 2, 2, 4], "window": 2, "critic_width": 2}],
     "nafnet": [{"width": 2, "depth": 1}],
     "unified_synthesis": [{"width": 4, "critic_width": 4}],

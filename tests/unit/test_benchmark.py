@@ -273,7 +273,7 @@ def test_examples_are_cut_around_the_foreground_and_cover_few_and_many_contrasts
         assert example.truth.shape == example.imputed.shape
     wiring = Wiring.of(build_model("mean", four.preparation.modalities), four.preparation)
     subject = Subject.read(four, "a", wiring, middle=1)
-    rows, columns = figures._box(subject.brain[0], margin=0)
+    rows, columns = figures.box_around(subject.brain[0], margin=0)
     inside = subject.brain[0][rows, columns]
     assert inside.all()
     assert inside.sum() == subject.brain.sum()

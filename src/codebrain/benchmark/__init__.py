@@ -4,8 +4,16 @@
 
     rows = evaluate(model, store, split="test")       # scoring.py: one Row per number
     summarise(rows, metric="PSNR")                    # summary.py: pooled as the released code does
-    report(rows).markdown()                           # tables.py
-    scores_figure(rows)                               # figures.py (matplotlib)
+    comparison(rows).markdown()                       # tables.py: which numbers; layout.py: how they are printed
+    interval(rows, metric="PSNR")                     # statistics.py: bootstrap and paired tests over patients
+    scores_figure(rows)                               # figures/ (matplotlib)
+
+A whole comparison, equal budgets included::
+
+    suite, configs = load_suite("methods_small")      # suite.py: which methods meet, and how
+    run_suite(suite, configs, store, out)             # runner.py: the plan (budget.py), one process per method
+                                                      # (contest.py: train, score, one file per finished cell)
+    publish(out, suite, results, store)               # publish.py: tables beside the paper's (paper.py), figures
 """
 
 from codebrain.benchmark.references import REFERENCES, reference_model

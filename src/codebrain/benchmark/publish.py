@@ -75,7 +75,9 @@ def all_tables(suite: Suite, results: Results) -> Iterator[Table]:
         if region != "slice":
             yield tables.comparison(rows, region=region, task=task, bootstrap=how, best=True, heading=heading)
     if "scenarios" in suite.layout:
-        yield tables.by_pattern(rows, _reference(suite, rows), bootstrap=how)
+        shown = _reference(suite, rows)
+        yield tables.by_pattern(rows, shown, bootstrap=how)
+        yield from _cells_beside(suite, [row for row in rows if row.model == shown])
 
 
 def _reference(suite: Suite, rows: list[Row]) -> str:
@@ -103,6 +105,18 @@ def paper_numbers(suite: Suite, task: str) -> Numbers:
         if name in labels and number.task == task and not number.pattern and not number.modality:
             found[labels[name], number.given, number.metric] = number.value
     return found
+
+
+def _cells_beside(suite: Suite, rows: list[Row]) -> Iterator[Table]:
+    """CodeBrain's cells beside the paper's Table 1 and the released code's log, where these are known."""
+    if suite.paper is None or suite.methods[rows[0].model].paper is None:
+        return
+    for table, source in (("1", "the paper's table 1"), ("released", "the released code's log")):
+        numbers = [n for n in published(table, suite.paper.dataset) if n.pattern and n.modality]
+        for task, metric in dict.fromkeys((n.task, n.metric) for n in numbers):
+            theirs = {(n.pattern, n.modality): n.value for n in numbers if (n.task, n.metric) == (task, metric)}
+            if metric in tables.UNITS and any(row.task == task for row in rows):
+                yield tables.cells_beside(rows, theirs, metric=metric, task=task, source=source)
 
 
 def _spent(suite: Suite, results: Results) -> Iterator[dict[str, Any]]:

@@ -22,14 +22,14 @@ from codebrain.benchmark.statistics import (
     interval,
     paired_tests,
 )
-from codebrain.benchmark.summary import Given, Score, Which, models_of, patterns_of, summarise
+from codebrain.benchmark.summary import Cell, Given, Score, Which, models_of, patterns_of, summarise
 from codebrain.marks import RESEARCH_USE_ONLY
 from codebrain.metrics import PRINTED_SCALE, PSNR_CAP_DB
 
 __all__ = [
     "BUDGET", "DASH", "GIVENS", "REGION_TITLES", "UNITS", "Numbers", "Table", "ablation", "all_tables",
-    "beside_paper", "budget", "by_pattern", "comparison", "html", "latex", "markdown", "notes", "paired",
-    "paired_notes", "printed",
+    "beside_paper", "budget", "by_pattern", "cells_beside", "comparison", "html", "latex", "markdown", "notes",
+    "paired", "paired_notes", "printed",
 ]  # fmt: skip
 
 UNITS = {"PSNR": "dB", "SSIM": "%", "MAE": "x1000"}
@@ -179,6 +179,28 @@ def beside_paper(
     groups = ((name, 3) for name in GIVENS.values())
     title = f"{metric} ({UNITS[metric]}) beside the paper's: {REGION_TITLES[region].lower()}, {task}"
     return _table(title, groups, (heading, *["ours", "paper", "difference"] * len(GIVENS)), lines, best=True)
+
+
+def cells_beside(rows: Sequence[Row], published: Mapping[Cell, float], *, metric: str, task: str, source: str) -> Table:
+    """One metric of one model, cell by cell: ours, theirs and the difference (the paper's Table 1).
+
+    Args:
+        rows: of one model.
+        published: in printed units by pattern and absent contrast; a pattern's contrasts may stand in any order.
+        metric: one of :data:`UNITS`.
+        task: ``imputation`` or ``reconstruction``.
+        source: whose numbers they are, for the heading.
+    """
+    theirs = {(frozenset(pattern.split("+")), modality): value for (pattern, modality), value in published.items()}
+    mine = [row for row in rows if row.region == "slice" and row.task == task and row.metric == metric]
+    lines = []
+    for pattern in patterns_of(mine):
+        for modality in dict.fromkeys(row.modality for row in mine if row.pattern == pattern):
+            score = summarise(mine, metric=metric, task=task, pattern=pattern, modality=modality)
+            number = theirs.get((frozenset(pattern.split("+")), modality))
+            lines.append((f"{pattern} to {modality}", list(_beside(score, number, metric))))
+    title = f"{metric} ({UNITS[metric]}) beside {source}: whole slices, {task}, by cell"
+    return _table(title, (), ("Cell", "ours", "theirs", "difference"), lines)
 
 
 def _beside(score: Score | None, theirs: float | None, metric: str) -> tuple[Entry, Entry, Entry]:

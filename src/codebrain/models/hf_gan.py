@@ -27,7 +27,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from codebrain.models._contract import ImputationModel, Loss, keep_present
-from codebrain.nn.batch import Batch
+from codebrain.nn.batch import Batch, counted_mean
+from codebrain.nn.l1_loss import absolute_error
 from codebrain.nn.padding import cut_to, pad_to_multiple
 from codebrain.vocabulary import ModalitySet
 
@@ -192,11 +193,11 @@ class HfGan(ImputationModel):
         scaled, settings = 2 * batch.images - 1, self.settings
         adversarial, modality = self._judge(shared.candidate, 1.0, shared.target, shared.counted)
         parts = {
-            "pixel": _mean(_distance(shared.candidate, _pick(scaled, shared.target)), shared.counted),
+            "pixel": counted_mean(_distance(shared.candidate, _pick(scaled, shared.target)), shared.counted),
             "adversarial": adversarial,
             "modality": modality,
-            "consistency": _mean(1 - shared.similarity, shared.counted),
-            "cycle": _mean(_distance(shared.cycled, _pick(scaled, shared.source)), shared.counted),
+            "consistency": counted_mean(1 - shared.similarity, shared.counted),
+            "cycle": counted_mean(_distance(shared.cycled, _pick(scaled, shared.source)), shared.counted),
         }
         total = torch.stack([getattr(settings, f"{name}_weight") * part for name, part in parts.items()]).sum()
         return Loss(total, {name: part.detach() for name, part in parts.items()})
@@ -210,7 +211,7 @@ class HfGan(ImputationModel):
             scores.float(), torch.full_like(scores.float(), goal), reduction="none"
         )
         confused = F.cross_entropy(classes.float(), contrast, reduction="none")
-        return _mean(wrong.mean((1, 2, 3)), counted), _mean(confused, counted)
+        return counted_mean(wrong.mean((1, 2, 3)), counted), counted_mean(confused, counted)
 
 
 # --- the network ---
@@ -470,8 +471,4 @@ def _pick(images: Float[Tensor, "b m h w"], contrast: Int[Tensor, "b"]) -> Float
 
 
 def _distance(candidate: Float[Tensor, "b 1 h w"], truth: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b"]:
-    return (candidate.float() - truth.float()).abs().mean((1, 2, 3))
-
-
-def _mean(values: Float[Tensor, "b"], counted: Bool[Tensor, "b"]) -> Float[Tensor, ""]:
-    return (values * counted).sum() / counted.sum().clamp(min=1)
+    return absolute_error(candidate, truth)[:, 0]

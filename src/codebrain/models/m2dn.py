@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from codebrain.models._contract import ImputationModel, Loss, keep_present
-from codebrain.nn.batch import Batch
+from codebrain.nn.batch import Batch, counted_mean
 from codebrain.nn.padding import cut_to, pad_to_multiple
 from codebrain.vocabulary import ModalitySet
 
@@ -174,8 +174,11 @@ class M2DN(ImputationModel):
     def loss(self, player: str, batch: Batch, shared: Any, *, stage: str, progress: float) -> Loss:
         """Mean squared error of given and withheld contrasts alike, in the range [-1, 1]."""
         error = (shared - _scaled(batch.images.float())).square().mean((2, 3))
-        parts = {"mse_absent": _mean(error, batch.absent).detach(), "mse_present": _mean(error, batch.present).detach()}
-        return Loss(_mean(error, batch.available), parts)
+        parts = {
+            "mse_absent": counted_mean(error, batch.absent).detach(),
+            "mse_present": counted_mean(error, batch.present).detach(),
+        }
+        return Loss(counted_mean(error, batch.available), parts)
 
     def validate(self, batch: Batch, *, stage: str) -> Float[Tensor, "b m h w"]:
         """As :meth:`forward`, in fewer steps."""
@@ -363,7 +366,3 @@ def _scaled(images: Float[Tensor, "b m h w"]) -> Float[Tensor, "b m h w"]:
 
 def _inward(images: Float[Tensor, "b m h w"]) -> Float[Tensor, "b m h w"]:
     return (images + 1) / 2
-
-
-def _mean(error: Float[Tensor, "b m"], counted: Bool[Tensor, "b m"]) -> Float[Tensor, ""]:
-    return (error * counted).sum() / counted.sum().clamp(min=1)

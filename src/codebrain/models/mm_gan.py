@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from codebrain.models._contract import ImputationModel, Loss, keep_present
 from codebrain.nn.batch import Batch
+from codebrain.nn.l1_loss import l1_loss
 from codebrain.nn.padding import cut_to, pad_to_multiple
 from codebrain.nn.patch_gan import PatchDiscriminator, least_squares
 from codebrain.vocabulary import ModalitySet
@@ -136,7 +137,7 @@ class MmGan(ImputationModel):
 
     def _generator_loss(self, batch: Batch) -> Loss:
         candidate = self._candidate(batch.images, batch.present)
-        pixel = _absolute_error(candidate, batch.images, batch.absent)
+        pixel = l1_loss(candidate, batch.images, batch.absent)
         fooled = least_squares(self._scores(candidate, batch), 1.0, batch.available)
         total = self.settings.pixel_weight * pixel + self.settings.adversarial_weight * fooled
         return Loss(total, {"pixel": pixel.detach(), "adversarial": fooled.detach()})
@@ -175,13 +176,3 @@ def _double(inputs: int, outputs: int, *, dropout: float) -> nn.Sequential:
 def _start_small(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
-
-
-def _absolute_error(
-    candidate: Float[Tensor, "b m h w"], truth: Float[Tensor, "b m h w"], counted: Bool[Tensor, "b m"]
-) -> Float[Tensor, ""]:
-    """Mean absolute error of each contrast over the samples in which it counts, averaged over contrasts."""
-    error = (candidate.float() - truth.float()).abs().mean((2, 3))
-    samples = counted.sum(0)
-    pooled = (error * counted).sum(0) / samples.clamp(min=1)
-    return pooled.sum() / (samples > 0).sum().clamp(min=1)

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from codebrain.errors import refusal
 from codebrain.models._contract import ImputationModel, Loss, keep_present
-from codebrain.nn.batch import Batch
+from codebrain.nn.batch import Batch, counted_mean
 from codebrain.nn.hvae import ContrastEncoder, ImageHead, LatentLadder, Maps
+from codebrain.nn.l1_loss import absolute_error
 from codebrain.nn.padding import cut_to, pad_to_multiple
 from codebrain.nn.patch_gan import PatchCritic, least_squares
 from codebrain.vocabulary import ModalitySet
@@ -190,7 +191,8 @@ class MMHVAE(ImputationModel):
 
     def _generator_loss(self, batch: Batch, passes: Passes, progress: float) -> Loss:
         settings, target = self.settings, 2 * batch.images - 1
-        full, subset = (_mean_error(decoded, target, batch.available) for decoded in (passes.full, passes.subset))
+        errors = (absolute_error(decoded, target) for decoded in (passes.full, passes.subset))
+        full, subset = (counted_mean(error, batch.available) for error in errors)
         ramp = min(progress / settings.divergence_ramp, 1.0) if settings.divergence_ramp > 0 else 1.0
         total = settings.image_weight * (full + subset) + ramp * settings.divergence_weight * passes.divergence
         parts = {"error_full": full, "error_subset": subset, "divergence": passes.divergence}
@@ -213,11 +215,6 @@ class MMHVAE(ImputationModel):
 def _critic(settings: MMHVAESettings) -> PatchCritic:
     widths = [settings.critic_width * min(2**layer, 4) for layer in range(settings.critic_layers + 1)]
     return PatchCritic(1, 1, widths=widths, strides=[2] * settings.critic_layers + [1])
-
-
-def _mean_error(decoded: Tensor, target: Tensor, counted: Tensor) -> Float[Tensor, ""]:
-    error = (decoded - target.float()).abs().mean((2, 3))
-    return (error * counted).sum() / counted.sum().clamp(min=1)
 
 
 def _size(images: Tensor) -> tuple[int, int]:

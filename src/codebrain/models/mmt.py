@@ -23,7 +23,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from codebrain.models._contract import ImputationModel, Loss, keep_present
-from codebrain.nn.batch import Batch
+from codebrain.nn.batch import Batch, counted_mean
+from codebrain.nn.l1_loss import absolute_error
 from codebrain.nn.padding import cut_to, pad_to_multiple
 from codebrain.nn.patterns import by_pattern
 from codebrain.nn.swin import JointBlock, PatchExpanding, PatchMerging, QueryBlock, start_linear
@@ -171,8 +172,8 @@ class Mmt(ImputationModel):
         return Loss(self.settings.adversarial_weight * (fake + real), {"fake": fake.detach(), "real": real.detach()})
 
     def _generator_loss(self, batch: Batch, candidate: Float[Tensor, "b m h w"]) -> Loss:
-        absent = _mean_error(candidate, batch.images, batch.absent)
-        present = _mean_error(candidate, batch.images, batch.present)
+        error = absolute_error(candidate, batch.images)
+        absent, present = counted_mean(error, batch.absent), counted_mean(error, batch.present)
         total = self.settings.absent_weight * absent + self.settings.present_weight * present
         parts = {"l1_absent": absent.detach(), "l1_present": present.detach()}
         if self.settings.adversarial_weight:
@@ -374,11 +375,3 @@ def _distance(scores: Sequence[Tensor], targets: Sequence[float]) -> Float[Tenso
     # Mean squared distance to the target of each scale, summed over the scales as the authors do; None for none.
     squares = [(score.float() - target).square().mean() for score, target in zip(scores, targets, strict=False)]
     return torch.stack(squares).sum() if squares else None
-
-
-def _mean_error(
-    candidate: Float[Tensor, "b m h w"], truth: Float[Tensor, "b m h w"], counted: Bool[Tensor, "b m"]
-) -> Float[Tensor, ""]:
-    # Mean absolute error of each contrast that counts, averaged over these; zero when none does.
-    error = (candidate.float() - truth.float()).abs().mean((2, 3))
-    return torch.where(counted, error, torch.zeros_like(error)).sum() / counted.sum().clamp(min=1)

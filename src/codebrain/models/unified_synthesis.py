@@ -25,7 +25,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from codebrain.models._contract import ImputationModel, Loss, keep_present
-from codebrain.nn.batch import Batch
+from codebrain.nn.batch import Batch, counted_mean
+from codebrain.nn.l1_loss import absolute_error
 from codebrain.nn.padding import pad_to_multiple
 from codebrain.nn.patch_gan import PatchCritic, least_squares
 from codebrain.vocabulary import ModalitySet
@@ -244,10 +245,10 @@ class UnifiedSynthesis(ImputationModel):
         return Loss(0.5 * (real + fake), {"real": real.detach(), "fake": fake.detach()})
 
     def _generator_loss(self, batch: Batch, shared: Pass) -> Loss:
-        error = (shared.candidate - batch.images.float()).abs().mean((2, 3))
+        error = absolute_error(shared.candidate, batch.images)
         weighted = {
-            "l1_absent": (self.settings.absent_weight, _mean(error, batch.absent)),
-            "l1_present": (self.settings.present_weight, _mean(error, batch.present)),
+            "l1_absent": (self.settings.absent_weight, counted_mean(error, batch.absent)),
+            "l1_present": (self.settings.present_weight, counted_mean(error, batch.present)),
             "adversarial": (self.settings.adversarial_weight, self._judged(shared.candidate, 1.0, batch.absent)),
             "commonality": (self.settings.commonality_weight, _commonality(shared.common, batch.available)),
             "discrepancy": (self.settings.discrepancy_weight, self._discrepancy(shared.specific, batch.present)),
@@ -261,14 +262,13 @@ class UnifiedSynthesis(ImputationModel):
         """Squared distance of the critics' scores on absent contrasts to their target."""
         padded = pad_to_multiple(images, _CRITIC_MULTIPLE)
         scores = [critic(_marked(padded, absent, m)) for m, critic in enumerate(self.critic)]
-        # If nothing is absent, all the zeros in place of scores count: no gradient, and no division by zero.
-        return least_squares(_spread_columns(scores, absent)[:, :, 0], target, absent | ~absent.any())
+        return least_squares(_spread_columns(scores, absent)[:, :, 0], target, absent)
 
     def _discrepancy(self, specific: Float[Tensor, "b m c hc wc"], present: Bool[Tensor, "b m"]) -> Float[Tensor, ""]:
         """Cross-entropy of a linear classifier that names the contrast from the mean specific features."""
         logits = self.classifier(specific.mean((3, 4))).float()
         names = torch.arange(len(self.modalities), device=logits.device).expand(len(logits), -1)
-        return _mean(F.cross_entropy(logits.transpose(1, 2), names, reduction="none"), present)
+        return counted_mean(F.cross_entropy(logits.transpose(1, 2), names, reduction="none"), present)
 
 
 def _convolution(inputs: int, channels: int, *, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
@@ -309,13 +309,8 @@ def _spread_columns(
     return _spread(torch.cat(list(columns)), where.T).transpose(0, 1)
 
 
-def _mean(values: Float[Tensor, "b k"], counted: Bool[Tensor, "b k"]) -> Float[Tensor, ""]:
-    """Mean of those that count, zero when none does."""
-    return (values * counted).sum() / counted.sum().clamp(min=1)
-
-
 def _commonality(common: Float[Tensor, "b m c hc wc"], available: Bool[Tensor, "b m"]) -> Float[Tensor, ""]:
     """Mean absolute difference of two real contrasts' common features, over all pairs."""
     first, second = zip(*combinations(range(common.shape[1]), 2), strict=True)
     distance = (common[:, first].float() - common[:, second].float()).abs().mean((2, 3, 4))
-    return _mean(distance, available[:, first] & available[:, second])
+    return counted_mean(distance, available[:, first] & available[:, second])

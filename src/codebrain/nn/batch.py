@@ -1,4 +1,4 @@
-"""What a training step sees."""
+"""What a training step sees, and means over what counts of it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+
+def counted_mean(values: Float[Tensor, "*b"], counted: Bool[Tensor, "*b"]) -> Float[Tensor, ""]:
+    """Mean of the values that count, zero when none does."""
+    return (values * counted).sum() / counted.sum().clamp(min=1)
 
 
 @dataclass(frozen=True)

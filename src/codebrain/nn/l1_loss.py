@@ -1,9 +1,14 @@
-"""The absolute error, per contrast."""
+"""The absolute error, per sample and per contrast."""
 
 from __future__ import annotations
 
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+
+def absolute_error(candidate: Float[Tensor, "b m h w"], truth: Float[Tensor, "b m h w"]) -> Float[Tensor, "b m"]:
+    """Mean absolute error of each contrast of each sample, float32."""
+    return (candidate.float() - truth.float()).abs().mean((2, 3))
 
 
 def l1_loss(
@@ -13,7 +18,7 @@ def l1_loss(
 
     Pooled as :func:`codebrain.nn.psnr_loss.psnr_loss` is. Zero when nothing counts.
     """
-    error = (candidate.float() - truth.float()).abs().mean((2, 3))
+    error = absolute_error(candidate, truth)
     samples = counted.sum(0)
     pooled = (error * counted).sum(0) / samples.clamp(min=1)
     return pooled.sum() / (samples > 0).sum().clamp(min=1)

@@ -13,6 +13,8 @@ from typing import Literal
 from jaxtyping import Bool, Float
 from torch import Tensor, cat, nn
 
+from codebrain.nn.batch import counted_mean
+
 
 class PatchCritic(nn.Module):
     """Convolutions of kernel 4 to maps of patch scores; the first layer has no norm.
@@ -86,4 +88,4 @@ def least_squares(
     """
     goal = target.to(scores.dtype)[:, :, None, None] if isinstance(target, Tensor) else target
     error = (scores.float() - goal).square().mean((2, 3))
-    return (error * counted).sum() / counted.sum().clamp(min=1)
+    return counted_mean(error, counted)

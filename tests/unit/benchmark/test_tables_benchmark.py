@@ -225,3 +225,12 @@ def test_the_tables_mean_is_summarise() -> None:
     line = tables.comparison(rows).body[0]
     given = {name: summarise(rows, metric="PSNR", model="m", given=name).mean for name in ("any", "one", "many")}
     assert [float(line[i].split()[0]) for i in (1, 4, 7)] == pytest.approx(list(given.values()))
+
+
+def test_cells_stand_beside_numbers_whose_patterns_name_contrasts_in_any_order() -> None:
+    published = {("T2+T1", "PD"): 25.5, ("T1", "PD"): 30.0, ("T2", "PD"): 1.0}
+    table = tables.cells_beside(
+        model_rows("CodeBrain", [24.0, 26.0]), published, metric="PSNR", task="imputation", source="the paper's table 1"
+    )
+    assert table.body == (("T1 to PD", "24.00", "30.00", "−6.00"), ("T1+T2 to PD", "26.00", "25.50", "+0.50"))
+    assert "beside the paper's table 1" in table.title

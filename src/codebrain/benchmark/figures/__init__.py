@@ -12,7 +12,7 @@
 """
 
 from codebrain.benchmark.figures.bars import bars_figure
-from codebrain.benchmark.figures.chosen import box_around as _box
+from codebrain.benchmark.figures.chosen import box_around
 from codebrain.benchmark.figures.codes import Codes, codes_figure
 from codebrain.benchmark.figures.drawing import COLOURS, Drawing
 from codebrain.benchmark.figures.evaluation import Example, examples_figure, examples_of, scores_figure
@@ -24,8 +24,8 @@ __all__ = [
     "Codes",
     "Drawing",
     "Example",
-    "_box",
     "bars_figure",
+    "box_around",
     "codes_figure",
     "examples_figure",
     "examples_of",
