@@ -159,7 +159,7 @@ def recipe_names() -> list[str]:
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Read a recipe by name or a YAML file, with ``a.b=value`` overrides.
+    """Read a recipe by name or a YAML file, with ``a.b=value`` overrides; ``a.b=null`` takes a key of the file away.
 
     Raises:
         UsageError: ``CONFIG`` for no such recipe, bad YAML (with its line), an unknown key or a wrong type.
@@ -226,9 +226,13 @@ def _override(tree: dict[str, Any], text: str) -> None:
         if not isinstance(tree, dict):
             raise refusal("CONFIG", f"{parent} holds a value, not settings", field="--set", found=text)
     try:
-        tree[last] = yaml.load(value, Loader=_Loader)
+        changed = yaml.load(value, Loader=_Loader)
     except yaml.YAMLError as error:
         raise refusal("CONFIG", "the value is not YAML", field="--set", found=text) from error
+    if changed is None and last in tree:
+        del tree[last]  # its default holds; a key that was not there stays, to be refused if it is unknown
+    else:
+        tree[last] = changed
 
 
 def _plain(value: Any) -> Any:
