@@ -1,5 +1,8 @@
 """Imputation models: one file, one model; the file's name is the model's name.
 
+Files outside the package join these when the environment variable ``CODEBRAIN_MODELS`` names their folders (several
+are separated as in ``PATH``); see docs/how-to/add-a-model.md. They are Python and run with your rights.
+
 Nothing here imports torch before a model is built or loaded.
 """
 
@@ -7,9 +10,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import pkgutil
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from codebrain.errors import refusal
@@ -29,9 +35,45 @@ __all__ = [
 ]
 
 
+OWN = "CODEBRAIN_MODELS"
+"""The environment variable, which worker processes inherit."""
+
+_PACKAGE = list(__path__)
+
+
+def _find_own() -> None:
+    """Look for modules of this package in the folders of ``CODEBRAIN_MODELS`` too."""
+    named = [name for name in os.environ.get(OWN, "").split(os.pathsep) if name]
+    __path__[:] = [*_PACKAGE, *dict.fromkeys(str(Path(name).resolve()) for name in named)]
+
+
+_find_own()
+
+
 def model_names() -> list[str]:
-    """The models that can be trained: the files of this folder that do not start with an underscore."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    """The models that can be trained: the files here and in your own folders that do not start with an underscore.
+
+    Raises:
+        UsageError: ``CONFIG`` when ``CODEBRAIN_MODELS`` names no folder, or one with a file whose name is taken.
+    """
+    return sorted(_files())
+
+
+def _files() -> dict[str, Path]:
+    """The file of every model by its name."""
+    _find_own()
+    found: dict[str, Path] = {}
+    for folder in map(Path, __path__):
+        if not folder.is_dir():
+            raise refusal("CONFIG", "there is no such folder of models", file=folder, field=OWN)
+        for module in pkgutil.iter_modules([str(folder)]):
+            file = folder / f"{module.name}.py"
+            if module.name in found:
+                raise refusal("CONFIG", f"{module.name!r} is the name of another model file", file=file, field=OWN,
+                              found=found[module.name], hint="Rename yours.")  # fmt: skip
+            if not module.ispkg:
+                found[module.name] = file
+    return {name: file for name, file in found.items() if not name.startswith("_")}
 
 
 def bundled_models() -> dict[str, Path]:
@@ -41,27 +83,46 @@ def bundled_models() -> dict[str, Path]:
 
 
 def model_class(name: str) -> type[ImputationModel]:
-    """The class in ``codebrain/models/<name>.py``.
+    """The class in ``codebrain/models/<name>.py``, or in a file of your own.
 
     Raises:
-        UsageError: ``CONFIG`` for a name that is no model, with the nearest one.
+        UsageError: ``CONFIG`` for a name that is no model, with the nearest one, and for a file of your own that
+            cannot be imported or lacks what a model needs.
     """
     from codebrain.models._contract import ImputationModel
 
-    if name not in model_names():
-        near = difflib.get_close_matches(name, model_names(), n=1)
-        raise refusal(
-            "CONFIG",
-            f"no model is called {name!r}",
-            field="model",
-            expected=", ".join(model_names()),
-            hint=f"Did you mean {near[0]}?" if near else None,
-        )
-    module = importlib.import_module(f"{__name__}.{name}")
+    files = _files()
+    if name not in files:
+        near = difflib.get_close_matches(name, files, n=1)
+        guess = f"Did you mean {near[0]}? " if near else ""
+        raise refusal("CONFIG", f"no model is called {name!r}", field="model", expected=", ".join(sorted(files)),
+                      hint=f"{guess}A model of your own is found when {OWN} names its folder.")  # fmt: skip
+    module = _imported(name, files[name])
     for value in vars(module).values():
         if isinstance(value, type) and issubclass(value, ImputationModel) and value.__module__ == module.__name__:
-            return value
-    raise refusal("CONFIG", f"codebrain/models/{name}.py defines no ImputationModel", field="model")
+            return _complete(value, files[name])
+    raise refusal("CONFIG", "this file defines no ImputationModel", file=files[name], field="model")
+
+
+def _imported(name: str, file: Path) -> ModuleType:
+    try:
+        return importlib.import_module(f"{__name__}.{name}")
+    except Exception as error:
+        if str(file.parent) in _PACKAGE:
+            raise
+        message = f"this model cannot be imported: {type(error).__name__}: {error}"
+        raise refusal("CONFIG", message, file=file, field="model", hint="Mend the file.") from error
+
+
+def _complete(cls: type[ImputationModel], file: Path) -> type[ImputationModel]:
+    """The class, if it has all that the contract asks for."""
+    lacking = sorted(cls.__abstractmethods__)
+    lacking += [] if hasattr(cls, "stages") else ["stages"]
+    lacking += [] if is_dataclass(getattr(cls, "Settings", None)) else ["Settings (a dataclass)"]
+    if lacking:
+        raise refusal("CONFIG", f"{cls.__name__} lacks {', '.join(lacking)}", file=file, field="model",
+                      hint="docs/how-to/add-a-model.md shows a complete one.")  # fmt: skip
+    return cls
 
 
 def build_model(name: str, modalities: ModalitySet, settings: Mapping[str, Any] | None = None) -> ImputationModel:
