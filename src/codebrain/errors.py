@@ -17,6 +17,7 @@ Raise with :func:`refusal`, which picks the class from the code, so that a code 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -56,8 +57,19 @@ class CodeBrainError(Exception):
         self.hint = hint
         super().__init__(self._sentence())
 
-    def _sentence(self) -> str:
-        where = f"{self.file}: " if self.file is not None else ""
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors cross from worker processes with all their parts."""
+        parts = {name: getattr(self, name) for name in ("file", "field", "found", "expected", "hint")}
+        return partial(type(self), self.code, self.message, **parts), ()
+
+    @property
+    def brief(self) -> str:
+        """The sentence without the file, for tables and records that may be passed on: paths may name people."""
+        return self._sentence(where="")
+
+    def _sentence(self, where: str | None = None) -> str:
+        if where is None:
+            where = f"{self.file}: " if self.file is not None else ""
         facts = [
             f"{name} {value}"
             for name, value in (("found", self.found), ("expected", self.expected))
@@ -165,6 +177,17 @@ def missing_extra(package: str, extra: str, purpose: str) -> CodeBrainError:
         f"{purpose} needs the package {package}, which is not installed",
         hint=f"Install it once with: pip install 'codebrain-mri[{extra}]'.",
     )
+
+
+def as_refusal(error: Exception) -> CodeBrainError | None:
+    """What an exception of Python's or torch's means to a user; None for one that is a bug of ours."""
+    if isinstance(error, CodeBrainError):
+        return error
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return refusal("ENV_MEMORY", "there was not enough memory", hint="Use a smaller study or another device.")
+    if isinstance(error, PermissionError):
+        return refusal("OUT_PERMISSION", "this may not be read or written", file=error.filename)
+    return None
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,68 @@ def test_each_failure_gets_its_sentence_and_the_others_are_kept(
     assert {row.model for row in rows_from_csv((out / "rows.csv").read_text())} == {"zeros"}
 
 
+def test_a_stopped_run_leaves_a_checkpoint_and_no_worker(store: SliceStore, tmp_path: Path) -> None:
+    longer = {"budget": {"samples": 20_000, "validations": 1}}
+    path, out = suite(tmp_path, {"MM-GAN": gan(checkpoint_steps=5000)}, **longer), tmp_path / "out"
+    process = subprocess.Popen([sys.executable, "-m", "codebrain", *words(path, store, out)], stderr=subprocess.PIPE,
+                               text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    log = out / "runs/mm-gan/metrics.jsonl"
+    while (not log.is_file() or log.stat().st_size < 3000) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "stopped by SIGINT" in said and "Traceback" not in said
+    newest = max(int(folder.name[5:]) for folder in out.glob("runs/mm-gan/checkpoints/step-*"))
+    assert 0 < newest == len(log.read_text().splitlines()), "no step was lost"
+
+
+def test_a_method_whose_recipe_changed_says_so_and_its_old_rows_are_not_shown(
+    store: SliceStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, zeros = tmp_path / "out", {"reference": "zeros"}
+    assert main(words(suite(tmp_path, {"MM-GAN": gan(), "zeros": zeros}), store, out, "-q")) == 0
+    changed = {"MM-GAN": gan(settings={**TINY["settings"], "width": 8}), "zeros": zeros}
+    assert main(words(suite(tmp_path, changed), store, out, "-q", "--resume")) == 6
+    said = capsys.readouterr().err
+    assert "CKPT_MISMATCH" in said and "settings.width: 4 is now 8" in said and "remove runs/mm-gan" in said
+    assert {row.model for row in rows_from_csv((out / "rows.csv").read_text())} == {"zeros"}
+    assert str(tmp_path) not in (out / "table.md").read_text() + (out / "run.json").read_text()
+
+
+def test_json_says_how_far_it_is_and_what_came_of_it(
+    store: SliceStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = suite(tmp_path, {"mean": {"reference": "mean"}}, patterns="leave-one-out")
+    assert main(words(path, store, tmp_path / "out", "--json")) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["machine"]["threads"] == 1 and last["failures"] == {} and "mean" in last["methods"]
+
+
+def test_a_budget_of_seconds_is_timed_once_and_kept(store: SliceStore, tmp_path: Path) -> None:
+    path, out = suite(tmp_path, {"MM-GAN": gan()}, budget={"seconds": 0.5, "validations": 1}), tmp_path / "out"
+    assert main(words(path, store, out, "-q")) == 0
+    plan = json.loads((out / "plan.json").read_text())["methods"]["MM-GAN"]
+    steps = plan["resolved"]["stages"]["training"]["steps"]
+    assert steps >= 1 and plan["asked"]["threads"] == 1
+    assert main(words(path, store, out, "-q", "--resume")) == 0
+    assert json.loads((out / "plan.json").read_text())["methods"]["MM-GAN"] == plan
+    assert json.loads((out / "run.json").read_text())["methods"]["MM-GAN"]["steps"] == steps
+
+
+def test_a_figure_that_cannot_be_drawn_costs_no_table(
+    store: SliceStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def torn(*_: object, **__: object) -> None:
+        raise RuntimeError("out of ink")
+
+    monkeypatch.setattr("codebrain.benchmark.figures.methods_figure", torn)
+    out = tmp_path / "out"
+    assert main(words(suite(tmp_path, {"mean": {"reference": "mean"}}), store, out, "-q")) == 4
+    assert (out / "table.md").is_file() and (out / "figures/scores_psnr.png").is_file()
+    (notice,) = json.loads((out / "run.json").read_text())["notices"]
+    assert "out of ink" in notice["message"]
+
+
 @pytest.mark.parametrize(
     ("methods", "more", "sentence"),
     [
@@ -177,6 +239,9 @@ def test_each_failure_gets_its_sentence_and_the_others_are_kept(
         ({"a": {"reference": "zeros"}}, {"budget": {"samples": 3, "seconds": 4}}, "not both"),
         ({"a": {"reference": "zeros"}}, {"patterns": "T1;T7"}, "T7"),
         ({"a": {"reference": "zeros"}}, {"reference": "b"}, "none of the methods"),
+        ({"a": {"reference": "zeros"}}, {"paper": {"table": "2", "dataset": "ixi"}}, "IXI, BraTS"),
+        ({"a": {"recipe": "mm_gan_small"}, "b": {"of": "a", "settings": {"dropuot": 0.1}}}, {}, "Did you mean dropout"),
+        ({"a": {"recipe": "mm_gan_small", "changes": {"stages": {"trainin": {}}}}}, {}, "has no 'trainin'"),
         ({}, {}, "at least one method"),
     ],
 )

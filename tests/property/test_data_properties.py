@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codebrain.nn.patterns import draw_patterns
 from codebrain.data.splits import SPLITS, split_patients
+from codebrain.nn.patterns import draw_patterns
 from codebrain.vocabulary import strict_subsets
 
 visits = st.dictionaries(st.text("abcdef0123-", min_size=1, max_size=6), st.sampled_from("ABCDEFGHIJKLM"), min_size=2)

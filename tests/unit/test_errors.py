@@ -66,3 +66,14 @@ def test_a_notice_is_json():
     assert Notice("IN_NAN", "3 voxels", "t1.nii").as_dict() == {
         "code": "IN_NAN", "message": "3 voxels", "file": "t1.nii",
     }  # fmt: skip
+
+
+def test_an_error_crosses_between_processes_whole() -> None:
+    import pickle
+
+    error = refusal(
+        "CKPT_MISMATCH", "no", file="/home/jane.doe/model", field="width", found=3, expected=4, hint="Mend it."
+    )
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error) and copy.as_dict() == error.as_dict()
+    assert "jane" in str(copy) and "jane" not in copy.brief and copy.brief in str(copy)

@@ -30,7 +30,7 @@ from typing import Annotated, Any
 
 import typer
 
-from codebrain.errors import CodeBrainError, refusal
+from codebrain.errors import as_refusal
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 DeviceOption = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda[:N]", help="Where to compute.")]
@@ -88,7 +88,7 @@ def run(
 
 def report_error(error: Exception, *, as_json: bool = False, debug: bool = False) -> int:
     """Say what went wrong, once, and return the exit status."""
-    known = _as_refusal(error)
+    known = as_refusal(error)
     if debug:
         traceback.print_exception(error, file=sys.stderr)
     if known is not None:
@@ -102,16 +102,6 @@ def report_error(error: Exception, *, as_json: bool = False, debug: bool = False
     if as_json:
         emit_json({"error": facts})
     return status
-
-
-def _as_refusal(error: Exception) -> CodeBrainError | None:
-    if isinstance(error, CodeBrainError):
-        return error
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return refusal("ENV_MEMORY", "there was not enough memory", hint="Use a smaller study or another device.")
-    if isinstance(error, PermissionError):
-        return refusal("OUT_PERMISSION", "this may not be read or written", file=error.filename)
-    return None
 
 
 def _close_stdout() -> None:

@@ -12,10 +12,11 @@ Everything that is finished is a file, written whole, so that a run that is kill
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from codebrain.benchmark.scoring import (
     suitable_patterns,
 )
 from codebrain.benchmark.suite import Method, slug
+from codebrain.benchmark.worker import sentence_of, speak_up
 from codebrain.data.isolated import Tell
 from codebrain.data.slices import SliceStore
 from codebrain.data.splits import Split
@@ -47,6 +49,8 @@ from codebrain.training.config import TrainConfig
 from codebrain.training.log import seconds_of
 from codebrain.training.loop import train, vars_of
 from codebrain.vocabulary import ModalitySet, Pattern, pattern_name
+
+_log = logging.getLogger(__name__)
 
 TRAINED, FACTS = "trained.json", "facts.json"
 SHARE = 100
@@ -68,6 +72,8 @@ class Contestant:
         device: where it runs.
         threads: that torch may use.
         batch: slices that the model gets at a time.
+        was_trained: whether it was when the run began, so that training is no part of its progress.
+        log_level: of the parent.
     """
 
     label: str
@@ -80,61 +86,76 @@ class Contestant:
     patterns: Patterns
     middle: int | None = None
     device: str = "cpu"
-    threads: int | None = None
+    threads: int = 1
     batch: int = 8
+    was_trained: bool = False
+    log_level: int = logging.WARNING
 
     @property
     def run(self) -> Path:
         """Folder of the training run."""
         return self.out / "runs" / slug(self.label)
 
+    def finished(self, store: SliceStore) -> dict[str, Any] | None:
+        """What ``trained.json`` says, when it is about this configuration and these slices."""
+        found = dict(read_json(self.run / TRAINED))
+        wanted = {"config": _plain(self.config), "data": store.fingerprint}
+        return found if {name: found.get(name) for name in wanted} == wanted else None
+
+    @property
+    def training_units(self) -> int:
+        """Units of progress that training counts for, if there is any."""
+        return 0 if self.config is None or self.was_trained else SHARE
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a contestant fared.
+    """How a contestant fared, line by line.
 
     Attributes:
         label: of the method.
-        facts: by line: parameters, budget spent, seconds per slice, weights.
-        error: what stopped it, as :meth:`~codebrain.errors.CodeBrainError.as_dict` says it; the patterns that
-            were finished before are kept.
+        facts: parameters, budget spent, seconds per slice, weights.
+        patterns: those that are scored, in files of these names.
+        errors: what stopped a line; the patterns that were finished before are kept.
     """
 
     label: str
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    error: dict[str, Any] | None = None
+    patterns: dict[str, list[str]] = field(default_factory=dict)
+    errors: dict[str, CodeBrainError] = field(default_factory=dict)
 
 
 def contest(task: Contestant, tell: Tell) -> Outcome:
     """Train if need be, score every line on every pattern; what goes wrong is an outcome, not an exception."""
     outcome = Outcome(task.label)
+    speak_up(task.label, task.log_level)
     try:
-        if task.threads is not None:
-            torch.set_num_threads(task.threads)
+        torch.set_num_threads(task.threads)
         store = SliceStore.open(task.data)
         base, spent = _weights(task, store, tell)
-        reached = SHARE if task.config is not None else 0
-        for label, method in task.lines.items():
+    except Exception as error:
+        outcome.errors[task.label] = sentence_of(error)
+        return outcome
+    reached = task.training_units
+    for label, method in task.lines.items():
+        outcome.patterns[label] = []
+        try:
             model = with_settings(base, method.settings)
-            facts = _prepare(task, label, model, store)
-            outcome.facts[label] = {**spent, **facts}
+            outcome.facts[label] = {**spent, **_prepare(task, label, model, store)}
             for name in _score(task, label, model, store):
+                outcome.patterns[label].append(name)
                 reached += 1
                 tell((reached, f"{label}, {name}"))
-    except CodeBrainError as error:
-        return replace(outcome, error=error.as_dict())
-    except (MemoryError, torch.OutOfMemoryError):
-        return replace(outcome, error=refusal("ENV_MEMORY", "there was not enough memory").as_dict())
-    except Exception as error:
-        message = f"{type(error).__name__}: {error}. This is a bug of ours or of the model's file"
-        return replace(outcome, error={"code": "BUG", "message": message})
+        except Exception as error:
+            outcome.errors[label] = sentence_of(error)
     return outcome
 
 
 def died(task: Contestant, status: int | None) -> Outcome:
     """The outcome of a contestant whose process ended without a word."""
     killed = " (killed: not enough memory?)" if status == -9 else ""
-    return Outcome(task.label, error=refusal("ENV_WORKER", f"its process ended with status {status}{killed}").as_dict())
+    error = refusal("ENV_WORKER", f"its process ended with status {status}{killed}")
+    return Outcome(task.label, errors={task.label: error})
 
 
 # --- weights ---
@@ -149,18 +170,8 @@ def _weights(task: Contestant, store: SliceStore, tell: Tell) -> tuple[Imputatio
         begun = time.perf_counter()
         model = reference_model(method.reference, store, modalities=task.modalities)
         return model, {"source": "reference", "seconds": round(time.perf_counter() - begun, 2)}
-    done = _finished(task, store)
-    if done is None:
-        done = _train(task, store, tell)
-    tell((SHARE, "trained"))
+    done = task.finished(store) or _train(task, store, tell)
     return load_model(task.run / "model"), done["spent"]
-
-
-def _finished(task: Contestant, store: SliceStore) -> dict[str, Any] | None:
-    """What ``trained.json`` says, when it is about this configuration and these slices."""
-    found = dict(read_json(task.run / TRAINED))
-    wanted = {"config": _plain(task.config), "data": store.fingerprint}
-    return found if {name: found.get(name) for name in wanted} == wanted else None
 
 
 def _train(task: Contestant, store: SliceStore, tell: Tell) -> dict[str, Any]:
@@ -168,10 +179,16 @@ def _train(task: Contestant, store: SliceStore, tell: Tell) -> dict[str, Any]:
     assert config is not None, "only methods with a recipe are trained"
     task.run.mkdir(parents=True, exist_ok=True)
     begun = any((task.run / "checkpoints").glob("step-*"))
-    train(
-        config, store, task.run, device=task.device, resume=begun,
-        progress=lambda done, total, note: tell((SHARE * done / max(total, 1), note)),
-    )  # fmt: skip
+    try:
+        train(
+            config, store, task.run, device=task.device, resume=begun,
+            progress=lambda done, total, note: tell((SHARE * done / max(total, 1), note)),
+        )  # fmt: skip
+    except CodeBrainError as error:
+        if error.code != "CKPT_MISMATCH":
+            raise
+        hint = f"Use another label, or remove runs/{task.run.name} to train it anew."
+        raise refusal(error.code, error.message, file=error.file, field=error.field, hint=hint) from error
     steps = {name: stage.steps or 0 for name, stage in config.stages.items()}
     spent = {
         "source": "trained",
@@ -262,10 +279,10 @@ def model_of(task: Contestant, label: str, store: SliceStore) -> ImputationModel
     return with_settings(base, task.lines[label].settings)
 
 
-def rows_of(out: Path, label: str) -> list[Row]:
-    """The rows of every finished pattern of a line, under its label."""
-    cells = sorted((out / "cells" / slug(label)).glob("*.csv"))
-    return [row for cell in cells for row in rows_from_csv(cell.read_text(encoding="utf-8"))]
+def rows_of(out: Path, label: str, patterns: Iterable[str]) -> list[Row]:
+    """The rows of a line's finished patterns, under its label."""
+    cells = [out / "cells" / slug(label) / f"{name}.csv" for name in patterns]
+    return [replace(row, model=label) for cell in cells for row in rows_from_csv(cell.read_text(encoding="utf-8"))]
 
 
 def parameters(model: ImputationModel) -> int:

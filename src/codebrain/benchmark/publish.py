@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,112 +13,132 @@ import torch
 from codebrain.benchmark import figures, layout, tables
 from codebrain.benchmark.contest import model_of
 from codebrain.benchmark.figures import Drawing
-from codebrain.benchmark.paper import published
+from codebrain.benchmark.paper import Published, published
 from codebrain.benchmark.rows import REGIONS, TASKS, Row, rows_to_csv, rows_to_parquet
 from codebrain.benchmark.runner import Results
 from codebrain.benchmark.statistics import Bootstrap, interval, reference_of
 from codebrain.benchmark.suite import Suite
 from codebrain.benchmark.summary import models_of
 from codebrain.benchmark.tables import Numbers, Table
+from codebrain.benchmark.worker import sentence_of
 from codebrain.data.slices import SliceStore
 from codebrain.errors import CodeBrainError
 from codebrain.imaging import safe_files
+from codebrain.output import FIGURES
 
-FIGURES = "figures"
+_log = logging.getLogger(__name__)
+
+Draw = Callable[[], Drawing | None]
 
 
 def publish(
     folder: Path, suite: Suite, results: Results, store: SliceStore, *, device: torch.device
-) -> tuple[str, CodeBrainError | None]:
+) -> tuple[str, list[CodeBrainError]]:
     """Write everything that the suite's layout asks for into ``folder``.
 
+    Tables and figures hold the methods that are complete; the rows of the others are in ``rows.csv``.
+
     Returns:
-        The tables as Markdown, and which optional package kept some of the files from being written, if one did.
+        The tables as Markdown, and what kept some of the other files from being written.
     """
-    found = list(all_tables(suite, results))
-    remarks = remarks_on(suite, results)
-    text = layout.markdown(found, remarks, suite.title)
     safe_files.write_text(folder / "rows.csv", rows_to_csv(results.rows))
+    rows = [row for row in results.rows if row.model in results.finished]
+    remarks = remarks_on(suite, results, rows)
+    found = list(all_tables(suite, results, rows)) if rows else []
+    text = layout.markdown(found, remarks, suite.title)
     safe_files.write_text(folder / "table.md", text)
     safe_files.write_text(folder / "table.tex", layout.latex(found, remarks))
     safe_files.write_text(folder / "table.html", layout.html(found, remarks, suite.title))
-    try:
-        safe_files.write_bytes(folder / "rows.parquet", rows_to_parquet(results.rows))
+    extras = {"rows.parquet": lambda: {"rows.parquet": rows_to_parquet(results.rows)}}
+    if rows:
         (folder / FIGURES).mkdir()
-        for name, drawing in drawings(suite, results, store, device):
-            for file, content in drawing.files(name).items():
-                safe_files.write_bytes(folder / FIGURES / file, content)
-    except CodeBrainError as error:
-        if error.code != "ENV_EXTRA":
-            raise
-        return text, error
-    return text, None
+        extras |= {name: _files(name, draw) for name, draw in drawings(suite, results, rows, store, device)}
+    return text, [error for name, make in extras.items() if (error := _written(folder, name, make)) is not None]
 
 
-def _bootstrap(rows: list[Row]) -> Bootstrap | None:
+def _files(name: str, draw: Draw) -> Callable[[], dict[str, bytes]]:
+    def make() -> dict[str, bytes]:
+        drawing = draw()
+        return {} if drawing is None else drawing.files(f"{FIGURES}/{name}")
+
+    return make
+
+
+def _written(folder: Path, name: str, make: Callable[[], dict[str, bytes]]) -> CodeBrainError | None:
+    """Make and write some files; a picture that cannot be drawn must not cost the tables of a week of training."""
+    try:
+        for file, content in make().items():
+            safe_files.write_bytes(folder / file, content)
+    except Exception as error:
+        known = sentence_of(error)
+        _log.warning("%s is left out: %s", name, known)
+        return known
+    return None
+
+
+# --- tables ---
+
+
+def _bootstrap(rows: Sequence[Row]) -> Bootstrap | None:
     """How intervals are made; none for one patient."""
     return Bootstrap() if len({row.patient for row in rows}) > 1 else None
 
 
-def all_tables(suite: Suite, results: Results) -> Iterator[Table]:
+def all_tables(suite: Suite, results: Results, rows: Sequence[Row]) -> Iterator[Table]:
     """The tables of the suite's layout, the most important first."""
-    rows, how = results.rows, _bootstrap(results.rows)
-    present = {(row.region, row.task) for row in rows}
-    places = [(region, task) for region in REGIONS for task in TASKS if (region, task) in present]
+    how = _bootstrap(rows)
     heading = "Variant" if "ablation" in suite.layout else "Model"
-    for region, task in places:
-        if region == "slice":
-            yield tables.comparison(rows, region=region, task=task, bootstrap=how, best=True, heading=heading)
-            yield from _beside(suite, rows, task, heading)
+    present = {(row.region, row.task) for row in rows}
+    for task in TASKS:
+        if ("slice", task) in present:
+            theirs = paper_numbers(suite, task)
+            yield from tables.compared(rows, theirs, task=task, bootstrap=how, heading=heading)
     if len(models_of(rows)) > 1 and how is not None:
         yield tables.paired(rows, reference=_reference(suite, rows), bootstrap=how)
     yield tables.budget(_spent(suite, results))
-    for region, task in places:
-        if region != "slice":
-            yield tables.comparison(rows, region=region, task=task, bootstrap=how, best=True, heading=heading)
+    for region, task in ((region, task) for region in REGIONS[1:] for task in TASKS if (region, task) in present):
+        yield from tables.compared(rows, region=region, task=task, bootstrap=how, heading=heading)
     if "scenarios" in suite.layout:
         shown = _reference(suite, rows)
         yield tables.by_pattern(rows, shown, bootstrap=how)
-        yield from _cells_beside(suite, [row for row in rows if row.model == shown])
+        if suite.methods[shown].paper == "CodeBrain":
+            yield from _cells_beside(suite, [row for row in rows if row.model == shown])
 
 
-def _reference(suite: Suite, rows: list[Row]) -> str:
+def _reference(suite: Suite, rows: Sequence[Row]) -> str:
     """The method that the others are tested against, and whose scenarios and codes are shown."""
     named = suite.reference if suite.reference in models_of(rows) else None
     return reference_of(models_of(rows), named)
 
 
-def _beside(suite: Suite, rows: list[Row], task: str, heading: str) -> Iterator[Table]:
-    """One table for each metric that the paper reports for this task."""
-    theirs = paper_numbers(suite, task)
-    for metric in tables.UNITS:
-        if any(name == metric for _, _, name in theirs):
-            yield tables.beside_paper(rows, theirs, metric=metric, task=task, heading=heading)
-
-
 def paper_numbers(suite: Suite, task: str) -> Numbers:
     """The published means by our label, for the methods that name their line in the paper."""
-    if suite.paper is None:
-        return {}
     labels = {method.paper: label for label, method in suite.methods.items() if method.paper is not None}
-    found: dict[tuple[str, str, str], float] = {}
-    for number in published(suite.paper.table, suite.paper.dataset):
-        name = f"{number.method}, {number.setting}" if number.setting else number.method
-        if name in labels and number.task == task and not number.pattern and not number.modality:
-            found[labels[name], number.given, number.metric] = number.value
-    return found
+    return {
+        (labels[line], number.given, number.metric): number.value
+        for number in _of_table(suite)
+        if (line := _line(number)) in labels and number.task == task and not number.pattern and not number.modality
+    }
 
 
-def _cells_beside(suite: Suite, rows: list[Row]) -> Iterator[Table]:
+def _of_table(suite: Suite) -> list[Published]:
+    return [] if suite.paper is None else published(suite.paper.table, suite.paper.dataset)
+
+
+def _line(number: Published) -> str:
+    return f"{number.method}, {number.setting}" if number.setting else number.method
+
+
+def _cells_beside(suite: Suite, rows: Sequence[Row]) -> Iterator[Table]:
     """CodeBrain's cells beside the paper's Table 1 and the released code's log, where these are known."""
-    if suite.paper is None or suite.methods[rows[0].model].paper is None:
-        return
     for table, source in (("1", "the paper's table 1"), ("released", "the released code's log")):
-        numbers = [n for n in published(table, suite.paper.dataset) if n.pattern and n.modality]
+        known = published(table, suite.paper.dataset) if suite.paper is not None else []
+        numbers = [n for n in known if n.pattern and n.modality and n.metric in tables.UNITS]
+        second = " (second-hand)" if any(n.second_hand for n in numbers) else ""
         for task, metric in dict.fromkeys((n.task, n.metric) for n in numbers):
             theirs = {(n.pattern, n.modality): n.value for n in numbers if (n.task, n.metric) == (task, metric)}
-            if metric in tables.UNITS and any(row.task == task for row in rows):
-                yield tables.cells_beside(rows, theirs, metric=metric, task=task, source=source)
+            if any(row.task == task for row in rows):
+                yield tables.cells_beside(rows, theirs, metric=metric, task=task, source=f"{source}{second}")
 
 
 def _spent(suite: Suite, results: Results) -> Iterator[dict[str, Any]]:
@@ -132,67 +154,101 @@ def _spent(suite: Suite, results: Results) -> Iterator[dict[str, Any]]:
         }
 
 
-def remarks_on(suite: Suite, results: Results) -> list[str]:
+# --- remarks ---
+
+
+def remarks_on(suite: Suite, results: Results, rows: Sequence[Row]) -> list[str]:
     """What a reader must know about the tables."""
-    how = _bootstrap(results.rows)
-    found = tables.notes(results.rows, split=suite.split, middle=suite.middle, bootstrap=how)
-    found += tables.paired_notes() if how is not None and len(models_of(results.rows)) > 1 else []
-    found += _budget_remarks(suite)
+    how = _bootstrap(rows)
+    found = tables.notes(rows, split=suite.split, middle=suite.middle, bootstrap=how) if rows else []
+    found += tables.paired_notes() if how is not None and len(models_of(rows)) > 1 else []
+    found += _budget_remarks(suite, results)
     found += [f"{label}: {facts['label']}." for label, facts in results.facts.items() if facts.get("label")]
-    found += [
-        f"{label} is the model of {m.of} with {_listed(m.settings)}." for label, m in suite.methods.items() if m.of
+    variants = {label: method for label, method in suite.methods.items() if method.of}
+    found += [f"{label} is the model of {m.of} with {_listed(m.settings)}." for label, m in variants.items()]
+    found += _paper_remarks(suite)
+    return found + [
+        f"{label} is not complete and stands in no table. {error.code}: {error.brief}"
+        for label, error in results.errors.items()
     ]
-    if suite.paper is not None:
-        found.append(
-            f"The paper's numbers are those of its table {suite.paper.table} on {suite.paper.dataset}; they can be "
-            "compared with ours only where data, split and sizes are the paper's."
-        )
-    return found + [f"{label} is not complete: {error['message']}" for label, error in results.failures.items()]
 
 
-def _budget_remarks(suite: Suite) -> list[str]:
-    budget = suite.budget
-    spent = (
-        "Training seconds include validation and checkpoints; seconds per imputed slice are for one slice at a time."
-    )
+def _budget_remarks(suite: Suite, results: Results) -> list[str]:
+    budget, machine = suite.budget, results.machine
     if budget.seconds is not None:
-        return [f"Every trained method had {budget.seconds:g} seconds of training steps as measured beforehand; own "
-                f"published optimiser settings. {spent}"]  # fmt: skip
-    if budget.samples is not None:
-        return [f"Every trained method saw {budget.samples:,} slices; own published optimiser settings. {spent}"]
-    return [f"Every trained method was trained for as long as its recipe says. {spent}"]
+        spent = f"had {budget.seconds:g} seconds of training steps, as measured on a few steps beforehand"
+    elif budget.samples is not None:
+        spent = f"saw {budget.samples:,} slices, to a whole number of steps"
+    else:
+        spent = "was trained for as long as its recipe says"
+    where = (
+        f"Every method that was trained here {spent}, with the optimiser settings of its recipe and the suite's "
+        "changes. Training seconds include validation and checkpoints; a slice was imputed by itself to be timed. On "
+        f"{machine['device']}, {machine['threads']} threads for each of {machine['jobs'] or 1} methods at a time."
+    )
+    given = [label for label, facts in results.facts.items() if facts.get("source") == "given"]
+    return [where, *(f"{label} was given, not trained here: the budget does not hold for it." for label in given)]
+
+
+def _paper_remarks(suite: Suite) -> list[str]:
+    if suite.paper is None:
+        return []
+    lines = [
+        f"The paper's numbers are those of its table {suite.paper.table} on {suite.paper.dataset}; they can be "
+        "compared with ours only where data, split and sizes are the paper's."
+    ]
+    if any(number.second_hand for number in _of_table(suite)):
+        lines.append("Some of them are second-hand: they were read in notes about the paper, not in it.")
+    return lines
 
 
 def _listed(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
-def drawings(suite: Suite, results: Results, store: SliceStore, device: torch.device) -> Iterator[tuple[str, Drawing]]:
-    """The figures of the suite's layout by file name; pictures need models that are complete."""
-    rows = results.rows
+# --- figures ---
+
+
+def drawings(
+    suite: Suite, results: Results, rows: Sequence[Row], store: SliceStore, device: torch.device
+) -> Iterator[tuple[str, Draw]]:
+    """The figures of the suite's layout by file name, each drawn when it is asked for."""
     for metric in tables.UNITS:
-        ends = {m: e for m in models_of(rows) if (e := interval(rows, metric=metric, model=m)) is not None}
+        yield f"scores_{metric.lower()}", partial(_bars, rows, metric)
+    judged = next(iter(results.finished.values())).modalities
+    shown = _reference(suite, rows)
+
+    def model(label: str) -> Any:
+        return model_of(results.finished[label], label, store)
+
+    if "methods" in suite.layout or "ablation" in suite.layout:
         yield (
-            f"scores_{metric.lower()}",
-            figures.bars_figure(
-                rows, metric=metric, intervals={label: (end.low, end.high) for label, end in ends.items()}
+            "methods",
+            lambda: figures.methods_figure(
+                {label: model(label) for label in results.finished},
+                store,
+                split=suite.split,
+                judged=judged,
+                device=device,
             ),
         )
-    if not results.finished:
-        return
-    models = {label: model_of(task, label, store) for label, task in results.finished.items()}
-    judged = next(iter(results.finished.values())).modalities
-    if "methods" in suite.layout or "ablation" in suite.layout:
-        yield "methods", figures.methods_figure(models, store, split=suite.split, judged=judged, device=device)
-    shown = _reference(suite, rows)
-    if shown in models and "scenarios" in suite.layout:
+    if "scenarios" in suite.layout:
         yield (
             "scenarios",
-            figures.scenarios_figure(
-                models[shown], store, split=suite.split, judged=judged, device=device, label=shown
+            lambda: figures.scenarios_figure(
+                model(shown), store, split=suite.split, judged=judged, device=device, label=shown
             ),
         )
-    if shown in models and "codes" in suite.layout:
-        codes = figures.codes_figure(models[shown], store, split=suite.split, judged=judged, device=device, label=shown)
-        if codes is not None:
-            yield "codes", codes
+    if "codes" in suite.layout:
+        yield (
+            "codes",
+            lambda: figures.codes_figure(
+                model(shown), store, split=suite.split, judged=judged, device=device, label=shown
+            ),
+        )
+
+
+def _bars(rows: Sequence[Row], metric: str) -> Drawing:
+    ends = {label: interval(rows, metric=metric, model=label) for label in models_of(rows)}
+    known = {label: (end.low, end.high) for label, end in ends.items() if end is not None}
+    return figures.bars_figure(rows, metric=metric, intervals=known)

@@ -7,32 +7,25 @@ method more, changes nothing for the others.
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from codebrain.benchmark.budget import fit_budget, seconds_per_step, trained_stages
-from codebrain.benchmark.contest import SHARE, Contestant, Outcome, contest, died, patterns_to_score, rows_of
+from codebrain.benchmark.budget import Timing, plan, trained_stages
+from codebrain.benchmark.contest import Contestant, Outcome, contest, died, patterns_to_score, rows_of
 from codebrain.benchmark.rows import Row
 from codebrain.benchmark.scoring import Patterns, Wiring, parse_patterns
 from codebrain.benchmark.suite import Suite
 from codebrain.data.isolated import isolated
 from codebrain.data.slices import SliceStore
 from codebrain.errors import CodeBrainError, refusal
-from codebrain.imaging import safe_files
-from codebrain.machine import allotted_cores, set_threads
-from codebrain.output import read_json
-from codebrain.settings import parse_settings
+from codebrain.machine import allotted_cores, choose_device, set_threads
 from codebrain.training.config import TrainConfig
-from codebrain.training.loop import vars_of
 from codebrain.vocabulary import ModalitySet
 
 _log = logging.getLogger(__name__)
-
-PLAN = "plan.json"
 
 Advance = Callable[[int, int, str], None]
 
@@ -44,14 +37,16 @@ class Results:
     Attributes:
         rows: of every finished pattern, method by method in the suite's order.
         facts: by method: parameters, budget spent, seconds per slice, weights.
-        failures: by method: the sentence that says why it has no, or not all, rows.
+        errors: by method: why it has no, or not all, rows.
         finished: by method that was scored on every pattern: whose weights it uses.
+        machine: device, threads of a method and methods at a time.
     """
 
     rows: list[Row] = field(default_factory=list)
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    failures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    errors: dict[str, CodeBrainError] = field(default_factory=dict)
     finished: dict[str, Contestant] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
 
 
 def run_suite(
@@ -62,7 +57,7 @@ def run_suite(
     *,
     device: str = "auto",
     threads: int | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
     batch: int = 8,
     progress: Advance = lambda done, total, note: None,
 ) -> Results:
@@ -73,39 +68,70 @@ def run_suite(
         configs: of its trained methods.
         data: the slice store.
         out: an existing folder that is ours.
-        device: ``auto``, ``cpu`` or ``cuda[:N]``; with several GPUs ``auto`` and ``cuda`` deal methods out to them.
+        device: ``auto``, ``cpu`` or ``cuda[:N]``; with several GPUs ``auto`` and ``cuda`` give each method at work
+            one of its own.
         threads: of each process; by default the allotted cores, shared by ``jobs``.
-        jobs: methods at a time; 0 works in this process.
+        jobs: methods at a time; by default as many as there are GPUs to share out, else one; 0 works in this process.
         batch: slices that a model gets at a time when it is scored.
         progress: told (done, total, a note).
 
     Raises:
         InputRefused: ``DATA_CONTRASTS`` when the store lacks a contrast of the suite, or no pattern suits.
-        UsageError: ``CONFIG`` for patterns that are none.
+        UsageError: ``CONFIG`` for patterns that are none, or a recipe whose stages or players the model has not.
     """
     store = SliceStore.open(data)
     modalities = _modalities(suite, store)
     patterns = parse_patterns(suite.patterns, modalities)
-    threads = set_threads(threads or max(1, allotted_cores() // max(jobs, 1)))  # budgets are measured as they are spent
-    planned, failures = _plan(suite, configs, store, out, device=device)
+    cells = _cells(store, suite, modalities, patterns)
+    places = _places(device)
+    jobs = len(places) if jobs is None else jobs
+    threads = set_threads(threads or max(1, allotted_cores() // max(jobs, 1)))  # budgets are timed as they are spent
+    trained = {label: replace(config, modalities=[str(m) for m in modalities]) for label, config in configs.items()}
+    stages = {label: trained_stages(config, store) for label, config in trained.items()}  # all, before anything starts
+    machine = {"device": str(choose_device(places[0])), "threads": threads, "jobs": jobs}
+    timings = [Timing(label, trained[label], stages[label], suite.budget, data, out, places[0], threads)
+               for label in trained]  # fmt: skip
+    planned, errors = plan(timings, store, out, machine)
+    level = logging.getLogger("codebrain").getEffectiveLevel()
     tasks = [
         Contestant(
             label, {line: suite.methods[line] for line in suite.family(label)}, planned.get(label), data, out,
-            modalities, suite.split, patterns, suite.middle, place, threads, batch,
+            modalities, suite.split, patterns, suite.middle, places[0], threads, batch, log_level=level,
         )
-        for label, place in zip(suite.bases, _places(device, len(suite.bases)), strict=True)
-        if label not in failures
+        for label in suite.bases
+        if label not in errors
     ]  # fmt: skip
-    outcomes = _run(tasks, _cells(store, suite, modalities, patterns), jobs, progress)
-    results = Results(failures={**failures, **{o.label: o.error for o in outcomes if o.error is not None}})
-    owners = {task.label: task for task in tasks}
+    tasks = [replace(task, was_trained=task.finished(store) is not None) for task in tasks]
+    outcomes = _run(tasks, cells, places, jobs, progress)
+    return _gathered(suite, tasks, outcomes, errors, machine)
+
+
+def _gathered(
+    suite: Suite,
+    tasks: Sequence[Contestant],
+    outcomes: Sequence[Outcome],
+    errors: dict[str, CodeBrainError],
+    machine: dict[str, Any],
+) -> Results:
+    """Everything in the suite's order, whoever finished first."""
+    owners = {line: task for task in tasks for line in task.lines}
     for outcome in outcomes:
-        results.facts |= outcome.facts
-        if outcome.error is None:
-            results.finished |= dict.fromkeys(owners[outcome.label].lines, owners[outcome.label])
-    results.rows = [row for label in suite.methods for row in rows_of(out, label)]
-    results.finished = {label: results.finished[label] for label in suite.methods if label in results.finished}
-    return results
+        errors |= outcome.errors
+    begun = {line for outcome in outcomes for line in outcome.patterns}
+    errors |= {
+        line: refusal("CKPT_NONE", f"it uses the weights of {method.of}, which are not there")
+        for line, method in suite.methods.items()
+        if method.of in errors and line not in errors and line not in begun
+    }
+    facts = {line: found for outcome in outcomes for line, found in outcome.facts.items()}
+    patterns = {line: names for outcome in outcomes for line, names in outcome.patterns.items()}
+    return Results(
+        rows=[row for m in suite.methods for row in rows_of(owners[m].out, m, patterns.get(m, []))] if owners else [],
+        facts={m: facts[m] for m in suite.methods if m in facts},
+        errors={m: errors[m] for m in suite.methods if m in errors},
+        finished={m: owners[m] for m in suite.methods if m in patterns and m not in errors},
+        machine=machine,
+    )
 
 
 def _modalities(suite: Suite, store: SliceStore) -> ModalitySet:
@@ -128,65 +154,31 @@ def _cells(store: SliceStore, suite: Suite, modalities: ModalitySet, patterns: P
     return count
 
 
-def _places(device: str, count: int) -> list[str]:
-    """A device for each of so many tasks."""
+def _places(device: str) -> list[str]:
+    """The devices to share out: every GPU where none is named, else the one place that is."""
     import torch
 
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
-    return [f"cuda:{number % gpus}" if gpus > 1 else device for number in range(count)]
+    return [f"cuda:{number}" for number in range(gpus)] if gpus > 1 else [device]
 
 
-def _run(tasks: list[Contestant], cells: int, jobs: int, progress: Advance) -> list[Outcome]:
+def _run(tasks: Sequence[Contestant], cells: int, places: Sequence[str], jobs: int, progress: Advance) -> list[Outcome]:
     """All contestants, ``jobs`` at a time."""
-    trained = sum(SHARE for task in tasks if task.config is not None)
-    total = trained + cells * sum(len(task.lines) for task in tasks)
-    done = {task.label: 0.0 for task in tasks}
+    whole = {task.label: task.training_units + cells * len(task.lines) for task in tasks}
+    done = dict.fromkeys(whole, 0.0)
 
-    def told(task: Contestant, message: tuple[float, str]) -> None:
-        units, note = message
-        done[task.label] = units
-        progress(round(sum(done.values())), total, f"{task.label}: {note}")
+    def tell(label: str, units: float, note: str) -> None:
+        done[label] = units
+        progress(round(sum(done.values())), sum(whole.values()), f"{label}: {note}")
 
     outcomes = []
-    for outcome in isolated(contest, tasks, jobs=jobs, died=died, told=told):
+    for outcome in isolated(
+        contest, tasks, jobs=jobs, died=died,
+        told=lambda task, message: tell(task.label, *message),
+        placed=lambda task, slot: replace(task, device=places[slot % len(places)]),
+    ):  # fmt: skip
         outcomes.append(outcome)
-        if outcome.error is not None:
-            _log.warning("%s: %s", outcome.label, outcome.error["message"])
+        tell(outcome.label, whole[outcome.label], "failed" if outcome.errors else "done")
+        for line, error in outcome.errors.items():
+            _log.warning("%s: %s", line, error)
     return outcomes
-
-
-# --- the plan ---
-
-
-def _plan(
-    suite: Suite, configs: Mapping[str, TrainConfig], store: SliceStore, out: Path, *, device: str
-) -> tuple[dict[str, TrainConfig], dict[str, dict[str, Any]]]:
-    """How long each method is trained, and those for which that could not be found out."""
-    before = dict(read_json(out / PLAN)).get("methods", {})
-    planned: dict[str, TrainConfig] = {}
-    failures: dict[str, dict[str, Any]] = {}
-    written: dict[str, Any] = {}
-    for label, config in configs.items():
-        asked = {"recipe": vars_of(config), "budget": json.loads(json.dumps(asdict(suite.budget)))}
-        known = before.get(label, {})
-        try:
-            if known.get("asked") == asked:
-                planned[label] = parse_settings(TrainConfig, known["resolved"], where=PLAN)
-            else:
-                planned[label] = _lengthen(suite, config, store, out, device, label)
-        except CodeBrainError as error:
-            failures[label] = error.as_dict()
-            _log.warning("%s: %s", label, error)
-            continue
-        written[label] = {"asked": asked, "resolved": vars_of(planned[label])}
-    safe_files.write_json(out / PLAN, {"methods": {**before, **written}, "data": store.fingerprint})
-    return planned, failures
-
-
-def _lengthen(suite: Suite, config: TrainConfig, store: SliceStore, out: Path, device: str, label: str) -> TrainConfig:
-    stages = trained_stages(config, store)
-    seconds: dict[str, float] = {}
-    if suite.budget.seconds is not None:
-        seconds = seconds_per_step(config, stages, store, out, device=device)
-        _log.info("%s: %s s a step", label, ", ".join(f"{name} {value:.3f}" for name, value in seconds.items()))
-    return fit_budget(config, stages, suite.budget, seconds)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from codebrain.benchmark.paper import published
 from codebrain.benchmark.references import REFERENCES
 from codebrain.errors import CodeBrainError, refusal
 from codebrain.models import model_class
@@ -48,7 +51,7 @@ class Method:
 
     Attributes:
         recipe: trained here, by the name of a recipe or a YAML file (beside the suite, if its path is relative).
-        changes: of the recipe; what is not named stays as it is there.
+        changes: of the recipe; what is not named stays as it is there, and null takes a key away (a stage, say).
         folder: a trained model (relative to the suite), or a bundled one by name.
         reference: ``zeros``, ``mean`` or ``polynomial``, fitted to the training patients where it has to be.
         of: another method of the suite, whose weights are used with other ``settings``.
@@ -77,7 +80,7 @@ class Paper:
     """The published table beside which the results are set.
 
     Attributes:
-        table: ``1``, ``2``, ``3``, ``5``, ``loss`` or ``figure6``.
+        table: one of :data:`codebrain.benchmark.paper.TABLES`.
         dataset: ``IXI`` or ``BraTS``.
     """
 
@@ -133,8 +136,12 @@ class Suite:
         return [name for name, method in self.methods.items() if label in (name, method.of)]
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain data, for ``run.json``."""
-        return asdict(self)
+        """As plain data, for ``run.json``; folders are cut from paths, which may name people."""
+        plain = asdict(self)
+        for method in plain["methods"].values():
+            for name in ("recipe", "folder"):
+                method[name] = method[name] and Path(method[name]).name
+        return plain
 
 
 def suite_names() -> list[str]:
@@ -155,7 +162,14 @@ def load_suite(source: str | Path) -> tuple[Suite, dict[str, TrainConfig]]:
         ModalitySet.parse(suite.modalities)
     suite = replace(suite, methods={label: _beside(method, path.parent) for label, method in suite.methods.items()})
     _refuse_strangers(suite, path)
-    return suite, {label: _config(suite, label, path) for label, method in suite.methods.items() if method.recipe}
+    _refuse_bad_paper(suite, path)
+    configs = {label: _config(suite, label, path) for label, method in suite.methods.items() if method.recipe}
+    for label, method in suite.methods.items():
+        base = configs.get(method.of or label)
+        if base is not None and method.settings:
+            with _telling(f"methods.{label}", path):
+                _check_settings(base.model, {**base.settings, **method.settings})
+    return suite, configs
 
 
 def _beside(method: Method, folder: Path) -> Method:
@@ -183,24 +197,45 @@ def _refuse_strangers(suite: Suite, path: Path) -> None:
                       found=twice, expected="labels that differ in letters or digits")  # fmt: skip
 
 
+def _refuse_bad_paper(suite: Suite, path: Path) -> None:
+    if suite.paper is None:
+        return
+    with _telling("paper", path):
+        published(suite.paper.table, suite.paper.dataset)
+    lines = [method.paper for method in suite.methods.values() if method.paper is not None]
+    if len({*lines}) < len(lines):
+        raise refusal("CONFIG", "two methods name the same line of the paper's table", file=path, field="methods",
+                      found=max(lines, key=lines.count))  # fmt: skip
+
+
 def _config(suite: Suite, label: str, path: Path) -> TrainConfig:
-    """The recipe of a method under the suite's contrasts, seed and precision."""
+    """The recipe of a method under the suite's seed and precision."""
     method = suite.methods[label]
-    try:
+    with _telling(f"methods.{label}", path):
         changes = [f"{key}={json.dumps(value)}" for key, value in flat(method.changes).items()]
         config = load_config(str(method.recipe), changes)
-        parse_settings(model_class(config.model).Settings, config.settings, where=f"settings of {config.model}")
-    except CodeBrainError as error:
-        raise refusal(
-            error.code, error.message, file=error.file or path, field=f"methods.{label}, {error.field or 'recipe'}",
-            found=error.found, expected=error.expected, hint=error.hint,
-        ) from error  # fmt: skip
+        _check_settings(config.model, config.settings)
     return replace(
         config,
         modalities=suite.modalities or config.modalities,
         seed=config.seed if suite.seed is None else suite.seed,
         precision=suite.precision or config.precision,
     )
+
+
+def _check_settings(model: str, settings: dict[str, Any]) -> None:
+    parse_settings(model_class(model).Settings, settings, where=f"settings of {model}")
+
+
+@contextmanager
+def _telling(place: str, path: Path) -> Iterator[None]:
+    """Say at which place of the suite a refusal arose."""
+    try:
+        yield
+    except CodeBrainError as error:
+        field = f"{place}, {error.field}" if error.field else place
+        raise refusal(error.code, error.message, file=error.file or path, field=field,
+                      found=error.found, expected=error.expected, hint=error.hint) from error  # fmt: skip
 
 
 def slug(label: str) -> str:

@@ -27,9 +27,9 @@ from codebrain.marks import RESEARCH_USE_ONLY
 from codebrain.metrics import PRINTED_SCALE, PSNR_CAP_DB
 
 __all__ = [
-    "BUDGET", "DASH", "GIVENS", "REGION_TITLES", "UNITS", "Numbers", "Table", "ablation", "all_tables",
-    "beside_paper", "budget", "by_pattern", "cells_beside", "comparison", "html", "latex", "markdown", "notes",
-    "paired", "paired_notes", "printed",
+    "BUDGET", "DASH", "GIVENS", "REGION_TITLES", "UNITS", "Numbers", "Table", "all_tables",
+    "beside_paper", "budget", "by_pattern", "cells_beside", "compared", "comparison", "html", "latex", "markdown",
+    "notes", "paired", "paired_notes", "printed",
 ]  # fmt: skip
 
 UNITS = {"PSNR": "dB", "SSIM": "%", "MAE": "x1000"}
@@ -216,25 +216,29 @@ def _signed(value: float) -> str:
     return "0.00" if float(text) == 0 else _minus(text)
 
 
-def ablation(
+def compared(
     rows: Sequence[Row],
     published: Numbers | None = None,
     *,
     region: str = "slice",
+    task: str = "imputation",
     bootstrap: Bootstrap | None = None,
+    heading: str = "Model",
 ) -> list[Table]:
-    """One line per variant; with the paper's numbers also one table for each metric that they have.
+    """:func:`comparison` with the best in bold, and beside the paper's numbers one table for each metric of theirs.
 
     Args:
-        rows: a variant is a model's label.
+        rows: of all models, or variants of one.
         published: the paper's numbers by the same labels.
         region: one of the rows' regions.
+        task: ``imputation`` or ``reconstruction``.
         bootstrap: prints intervals instead of the spread.
+        heading: of the first column.
     """
     metrics = [metric for metric in UNITS if any(metric == name for _, _, name in published or ())]
     return [
-        comparison(rows, region=region, bootstrap=bootstrap, best=True, heading="Variant"),
-        *(beside_paper(rows, published or {}, metric=m, region=region, heading="Variant") for m in metrics),
+        comparison(rows, region=region, task=task, bootstrap=bootstrap, best=True, heading=heading),
+        *(beside_paper(rows, published or {}, metric=m, region=region, task=task, heading=heading) for m in metrics),
     ]
 
 

@@ -26,6 +26,7 @@ def isolated(
     jobs: int,
     died: Callable[[Task, int | None], Result],
     told: Callable[[Task, Any], None] = lambda task, message: None,
+    placed: Callable[[Task, int], Task] = lambda task, slot: task,
 ) -> Iterator[Result]:
     """Results as they come, each from a fresh process.
 
@@ -38,19 +39,23 @@ def isolated(
         jobs: processes at a time; 0 works in this process.
         died: the result of a task whose process ended, with this exit status, without an answer.
         told: hears in this process what a task tells.
+        placed: the task as it is begun in one of ``jobs`` slots, 0 or higher; for what two tasks at work at the
+            same time must not share, a GPU for example.
     """
     if jobs == 0:
         for task in tasks:
-            yield function(task, partial(told, task))
+            yield function(placed(task, 0), partial(told, task))
         return
     waiting = deque(tasks)
     running: dict[Connection, tuple[BaseProcess, Task]] = {}
+    free, slots = list(range(jobs)), dict[Connection, int]()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 task = waiting.popleft()
-                pipe, process = _start(function, task)
-                running[pipe] = (process, task)
+                slot = free.pop(0)
+                pipe, process = _start(function, placed(task, slot))
+                running[pipe], slots[pipe] = (process, task), slot
             for ready in cast("list[Connection]", wait(list(running))):
                 process, task = running[ready]
                 answered, message = _hear(ready, process, task, died)
@@ -58,6 +63,7 @@ def isolated(
                     told(task, message)
                     continue
                 del running[ready]
+                free.append(slots.pop(ready))
                 yield cast("Result", message)
     finally:
         for process, _ in running.values():
@@ -71,7 +77,12 @@ def _start(function: Callable[[Task, Tell], Result], task: Task) -> tuple[Connec
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(function, task, theirs), daemon=True)
-    process.start()
+    # Born deaf to an interrupt from the terminal, which is the parent's to handle; one that comes now waits.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     theirs.close()  # so that our end closes when the worker ends
     return ours, process
 

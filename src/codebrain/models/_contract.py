@@ -117,6 +117,14 @@ class Reconstructs(Protocol):
         ...
 
 
+def withheld(
+    images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"], value: float = 0.0
+) -> Float[Tensor, "b m h w"]:
+    """The images with ``value`` for every contrast that is not present, whatever it held, NaN included."""
+    # where(), not a product, which would let NaN through.
+    return torch.where(present[:, :, None, None], images, images.new_tensor(value))
+
+
 def keep_present(
     candidate: Float[Tensor, "b m h w"], images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]
 ) -> Float[Tensor, "b m h w"]:

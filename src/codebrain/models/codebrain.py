@@ -7,6 +7,9 @@ schedule are those of the released code; where it and the paper differ, the reci
 
 The paper's ablations are settings of the same model: ``common_features`` and ``grading`` (table 3),
 ``distance`` (PSNR or L1 loss), ``absent_weight`` and ``present_weight`` (table 5), ``condition`` (figure 6).
+How the authors built the variants was not published; ours are our reading: cross-entropy per code channel for
+the classification, a bounded latent regressed by mean squared error for the continuous condition, a map that is
+the same everywhere for the binary one.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from codebrain.errors import refusal
-from codebrain.models._contract import ImputationModel, Loss, keep_present
+from codebrain.models._contract import ImputationModel, Loss, keep_present, withheld
 from codebrain.nn.batch import Batch
 from codebrain.nn.fsq import FiniteScalarQuantiser
 from codebrain.nn.l1_loss import l1_loss
@@ -129,7 +132,7 @@ class CodeBrain(ImputationModel):
 
         No grades when the condition is not a code.
         """
-        incomplete = _withhold(images, present)
+        incomplete = withheld(images, present)
         condition, bits = self._predicted(incomplete, present)
         candidate = self._decoded(condition, incomplete)
         completed = keep_present(candidate.to(images.dtype).clamp(0, 1), images, present)
@@ -139,7 +142,7 @@ class CodeBrain(ImputationModel):
         self, images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]
     ) -> list[Float[Tensor, "b _ hc wc"]]:
         """Per code channel the probability that the level exceeds j, ``n = L - 1`` bits; none without a code."""
-        _, bits = self._predicted(_withhold(images, present), present)
+        _, bits = self._predicted(withheld(images, present), present)
         return [rearrange(channel, "b h w n -> b n h w") for channel in bits]
 
     def levels(self, images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]) -> Int[Tensor, "b c hc wc"]:
@@ -149,7 +152,7 @@ class CodeBrain(ImputationModel):
             UsageError: ``CONFIG`` when the condition is not a code.
         """
         self._refuse_without_code()
-        _, bits = self._predicted(_withhold(images, present), present)
+        _, bits = self._predicted(withheld(images, present), present)
         return torch.stack([self._decided(channel) for channel in bits], dim=1)
 
     def reconstruct(self, images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]) -> Float[Tensor, "b m h w"]:
@@ -157,7 +160,7 @@ class CodeBrain(ImputationModel):
 
         With a binary condition the complete images have no part in it.
         """
-        incomplete = _withhold(images, present)
+        incomplete = withheld(images, present)
         return self._decoded(self._posterior(images, present), incomplete).to(images.dtype)
 
     def code_levels(self, images: Float[Tensor, "b m h w"]) -> Int[Tensor, "b c hc wc"]:
@@ -230,11 +233,11 @@ class CodeBrain(ImputationModel):
         """Stage I: the candidate images, which both players judge."""
         return self.reconstruct(batch.images, batch.present) if stage == "reconstruction" else None
 
-    def loss(self, player: str, batch: Batch, shared: Any, *, stage: str, progress: float) -> Loss:
+    def loss(self, player: str, batch: Batch, shared: Any, *, stage: str, progress: float) -> Loss | None:
         if player == "grader":
             return self._grader_loss(batch)
         if player == "critic":
-            return self._critic_loss(batch, shared.detach())
+            return self._critic_loss(batch, shared.detach()) if self.settings.adversarial_weight > 0 else None
         return self._generator_loss(batch, shared, adversarial=progress >= self.settings.adversarial_start)
 
     def validate(self, batch: Batch, *, stage: str) -> Float[Tensor, "b m h w"]:
@@ -277,11 +280,6 @@ class CodeBrain(ImputationModel):
         bits = exceedances(predicted.detach(), self.settings.levels, self.settings.grading)
         decided = torch.stack([self._decided(channel) for channel in bits], dim=-1)
         return Loss(total, {"accuracy": (decided == level).float().mean()})
-
-
-def _withhold(images: Tensor, present: Tensor) -> Tensor:
-    # where(), not a product: what an absent channel holds, NaN included, must have no influence.
-    return torch.where(present[:, :, None, None], images, torch.zeros((), dtype=images.dtype, device=images.device))
 
 
 def _spread(images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]) -> Float[Tensor, "b hc wc m"]:

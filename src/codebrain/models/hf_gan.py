@@ -26,7 +26,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from codebrain.models._contract import ImputationModel, Loss, keep_present
+from codebrain.models._contract import ImputationModel, Loss, keep_present, withheld
 from codebrain.nn.batch import Batch, counted_mean
 from codebrain.nn.l1_loss import absolute_error
 from codebrain.nn.padding import cut_to, pad_to_multiple
@@ -134,8 +134,7 @@ class HfGan(ImputationModel):
     def _encode(
         self, scaled: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]
     ) -> tuple[Float[Tensor, "b c hc wc"], list[Tensor]]:
-        # where(), not a product: what an absent channel holds, NaN included, must have no influence.
-        given = torch.where(present[:, :, None, None], scaled, torch.full_like(scaled, _MISSING))
+        given = withheld(scaled, present, _MISSING)
         multiple = 2 ** (len(self.settings.multipliers) - 1)
         fused: tuple[Tensor, list[Tensor]] = self.encoder(pad_to_multiple(given, multiple, _MISSING), present)
         return fused

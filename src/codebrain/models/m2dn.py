@@ -6,7 +6,8 @@ Missing", IEEE TMI 43(7), 2024: network (figure 3), masked noising and joint rec
 "Denoising Diffusion Implicit Models", ICLR 2021, arXiv 2010.02502, equations 12 and 16 (sampler); Hu et al.,
 "Squeeze-and-Excitation Networks", CVPR 2018 (channel attention). No code was published. What we could read of the
 paper leaves schedule, sampler, optimiser and some details of the layers open; what we chose is marked "a proposal"
-here and in the recipes.
+here and in the recipes. Of the layers: one linear layer for the sinusoids of the noise level, a 1 x 1 convolution from
+features and mask at the bottleneck, and which block of a stage changes the width are proposals.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from codebrain.models._contract import ImputationModel, Loss, keep_present
+from codebrain.models._contract import ImputationModel, Loss, keep_present, withheld
+from codebrain.nn.attention import ChannelAttention
 from codebrain.nn.batch import Batch, counted_mean
 from codebrain.nn.padding import cut_to, pad_to_multiple
 from codebrain.vocabulary import ModalitySet
@@ -114,7 +116,7 @@ class M2DN(ImputationModel):
         """
         generator = generator or torch.Generator().manual_seed(self.settings.seed)
         given = present[:, :, None, None]
-        clean = _outward(torch.where(given, images.float(), 0.0))
+        clean = _outward(withheld(images.float(), present))
         known = self.network.enter(clean, present.all(dim=0).tolist())
         noisy = torch.where(given, clean, _shared_noise(clean, generator))
         for level, following in self._levels(steps):
@@ -284,21 +286,6 @@ class ResBlock(nn.Module):
         hidden = self.before(features) + self.time(moment)[:, :, None, None]
         result: Tensor = self.skip(features) + self.after(hidden)
         return result
-
-
-class ChannelAttention(nn.Module):
-    """Squeeze and excitation, with a sixteenth of the channels between (Hu et al.; the ratio is a proposal)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        between = max(channels // 16, 1)
-        self.weigh = nn.Sequential(
-            nn.Linear(channels, between), nn.ReLU(), nn.Linear(between, channels), nn.Sigmoid()
-        )  # fmt: skip
-
-    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        weighed: Tensor = features * self.weigh(features.mean((2, 3)))[:, :, None, None]
-        return weighed
 
 
 def _entry(width: int) -> nn.Sequential:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from codebrain.models._closed_form import ClosedFormModel
-from codebrain.models._contract import keep_present
+from codebrain.models._contract import keep_present, withheld
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,6 @@ class Mean(ClosedFormModel):
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "b m h w"]:
         """See :class:`~codebrain.models._contract.ImputationModel`."""
-        given = torch.where(present[:, :, None, None], images, 0.0).sum(1, keepdim=True)
+        given = withheld(images, present).sum(1, keepdim=True)
         mean = given / present.sum(1).clamp_min(1)[:, None, None, None]
         return keep_present(mean.expand_as(images), images, present)

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from codebrain.models._contract import ImputationModel, Loss, keep_present
+from codebrain.models._contract import ImputationModel, Loss, keep_present, withheld
 from codebrain.nn.batch import Batch
 from codebrain.nn.l1_loss import l1_loss
 from codebrain.nn.padding import cut_to, pad_to_multiple
@@ -122,8 +122,7 @@ class MmGan(ImputationModel):
         return keep_present(self._candidate(images, present).clamp(0, 1), images, present)
 
     def _candidate(self, images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]) -> Float[Tensor, "b m h w"]:
-        incomplete = keep_present(torch.zeros_like(images), images, present)
-        candidate: Tensor = self.generator(incomplete)
+        candidate: Tensor = self.generator(withheld(images, present))
         return candidate.to(images.dtype)
 
     # --- training ---
@@ -132,8 +131,10 @@ class MmGan(ImputationModel):
         """The generator steps first, as in the source; the critic then judges what it makes after its step."""
         return {"generator": self.generator, "critic": self.critic}
 
-    def loss(self, player: str, batch: Batch, shared: Any, *, stage: str, progress: float) -> Loss:
-        return self._generator_loss(batch) if player == "generator" else self._critic_loss(batch)
+    def loss(self, player: str, batch: Batch, shared: Any, *, stage: str, progress: float) -> Loss | None:
+        if player == "generator":
+            return self._generator_loss(batch)
+        return self._critic_loss(batch) if self.settings.adversarial_weight > 0 else None
 
     def _generator_loss(self, batch: Batch) -> Loss:
         candidate = self._candidate(batch.images, batch.present)

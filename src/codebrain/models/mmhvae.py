@@ -8,7 +8,9 @@ contrasts in three passes (all, ultrasound alone, every MR subset in turn). Here
 and the strict subset that the batch says is present. Adversarial terms act on the subset's pass only, and the
 critics' fakes are its contrasts that were not given. The ultrasound pass and the pool of real images for
 missing contrasts, which the released loss never reads, are left out. Iterations stand for epochs: the shares
-of training at which weights change are the published ones.
+of training at which weights change are the published ones. Slices are drawn from all patients and normalised as
+everywhere here, while the released code takes consecutive slices of one volume, whose background is exactly -1; the
+critics step before the generator, there after it.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from codebrain.errors import refusal
-from codebrain.models._contract import ImputationModel, Loss, keep_present
+from codebrain.models._contract import ImputationModel, Loss, keep_present, withheld
 from codebrain.nn.batch import Batch, counted_mean
 from codebrain.nn.hvae import ContrastEncoder, ImageHead, LatentLadder, Maps
 from codebrain.nn.l1_loss import absolute_error
@@ -140,8 +142,7 @@ class MMHVAE(ImputationModel):
 
     def _frame(self, images: Tensor, present: Tensor) -> Float[Tensor, "b m hp wp"]:
         """Given contrasts in [0, 1], zeros for the others, padded with background to what can be halved."""
-        # where(), not a product: what an absent channel holds, NaN included, must have no influence.
-        given = torch.where(present[:, :, None, None], images, 0.0)
+        given = withheld(images, present)
         multiple = 1 << self.halvings
         # One pixel at the bottom has no instance norm; two have.
         return pad_to_multiple(given, multiple if max(_size(images)) > multiple else 2 * multiple)
@@ -186,6 +187,7 @@ class MMHVAE(ImputationModel):
     def loss(self, player: str, batch: Batch, shared: Passes, *, stage: str, progress: float) -> Loss | None:
         if player == "critic":
             sits_out = progress < self.settings.critic_start or not bool(batch.absent.any())
+            sits_out |= self.settings.adversarial_weight == 0
             return None if sits_out else self._critic_loss(batch, shared.subset.detach())
         return self._generator_loss(batch, shared, progress)
 
@@ -208,7 +210,10 @@ class MMHVAE(ImputationModel):
         return Loss(real + fake, {"real": real.detach(), "fake": fake.detach()})
 
     def _judge(self, images: Float[Tensor, "b m h w"]) -> Float[Tensor, "b m hs ws"]:
-        """Each contrast by its own critic."""
+        """Each contrast by its own critic; small images are padded to what it can judge."""
+        least = 3 << self.settings.critic_layers
+        if min(_size(images)) < least:
+            images = pad_to_multiple(images, least, -1.0)
         return torch.cat([critic(images[:, m : m + 1]) for m, critic in enumerate(self.critic)], dim=1)
 
 

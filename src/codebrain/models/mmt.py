@@ -8,7 +8,9 @@ decoded.
 
 Ours: grids that are no multiple of the window are padded inside the attention, and a window shrinks to a
 smaller grid and takes the middle of its bias table, so that images need to be multiples of 32 only; ``dim``
-need not be a multiple of 16 (see :class:`MmtSettings`); the critics step before the generator.
+need not be a multiple of 16 (see :class:`MmtSettings`); the critics step before the generator. Images are
+normalised, and the best weights chosen, as for all models here; the source divides a volume by its mean and chooses
+by absolute error.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from codebrain.models._contract import ImputationModel, Loss, keep_present
+from codebrain.models._contract import ImputationModel, Loss, keep_present, withheld
 from codebrain.nn.batch import Batch
 from codebrain.nn.naf import NafDecoder, NafEncoder
 from codebrain.nn.psnr_loss import psnr_loss
@@ -65,7 +65,7 @@ class NafNet(ImputationModel):
         return keep_present(self._candidate(images, present).clamp(0, 1), images, present)
 
     def _candidate(self, images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]) -> Float[Tensor, "b m h w"]:
-        incomplete = keep_present(torch.zeros_like(images), images, present)
+        incomplete = withheld(images, present)
         mask = present.to(images.dtype)[:, :, None, None].expand_as(images)
         candidate: Tensor = self.decoder(None, self.encoder(torch.cat([incomplete, mask], dim=1)))
         return candidate.to(images.dtype)

@@ -234,9 +234,10 @@ class UnifiedSynthesis(ImputationModel):
         candidate = torch.cat([_draw(head, trunk) for head in self.heads], dim=1)
         return Pass(candidate, common[-1], specific[-1])
 
-    def loss(self, player: str, batch: Batch, shared: Any, *, stage: str, progress: float) -> Loss:
+    def loss(self, player: str, batch: Batch, shared: Any, *, stage: str, progress: float) -> Loss | None:
         if player == "critic":
-            return self._critic_loss(batch, shared.candidate.detach())
+            judged = self.settings.adversarial_weight > 0
+            return self._critic_loss(batch, shared.candidate.detach()) if judged else None
         return self._generator_loss(batch, shared)
 
     def _critic_loss(self, batch: Batch, candidate: Float[Tensor, "b m h w"]) -> Loss:

@@ -21,6 +21,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from codebrain.nn.attention import ChannelAttention
+
 Maps = list[Tensor]
 """Feature maps of one contrast, from full resolution down; the last is the bottom."""
 
@@ -93,25 +95,12 @@ class InstanceNorm2d(nn.InstanceNorm2d):
         return super().forward(input).contiguous(memory_format=torch.channels_last)
 
 
-class SqueezeExcite(nn.Module):
-    """Channels weighted by what their means say."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        hidden = max(channels // 16, 4)
-        self.weigh = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels), nn.Sigmoid())
-
-    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        weighed: Tensor = features * self.weigh(features.mean((2, 3)))[:, :, None, None]
-        return weighed
-
-
 def _pair(inputs: int, width: int) -> list[nn.Module]:
     # Norm, activation, convolution, twice; then channel attention.
     layers: list[nn.Module] = []
     for channels in (inputs, width):
         layers += [InstanceNorm2d(channels), nn.SiLU(), Conv2d(channels, width, 3, padding=1)]
-    return [*layers, SqueezeExcite(width)]
+    return [*layers, ChannelAttention(width, least=4)]
 
 
 class EncoderBlock(nn.Module):
@@ -140,7 +129,7 @@ class DecoderBlock(nn.Module):
             nn.Conv2d(wide, wide, 5, padding=2, groups=wide),
             InstanceNorm2d(wide),
             nn.SiLU(),
-            SqueezeExcite(wide),
+            ChannelAttention(wide, least=4),
             Conv2d(wide, width, 1),
         )
 

@@ -8,7 +8,6 @@ candidate, target 1 on them); Mao et al., "Least Squares GAN", ICCV 2017.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from jaxtyping import Bool, Float
 from torch import Tensor, cat, nn
@@ -17,14 +16,13 @@ from codebrain.nn.batch import counted_mean
 
 
 class PatchCritic(nn.Module):
-    """Convolutions of kernel 4 to maps of patch scores; the first layer has no norm.
+    """Convolutions of kernel 4, instance norms (none on the first) and leaky ReLUs to maps of patch scores.
 
     Args:
         inputs: channels of what is judged.
         outputs: score maps.
         widths: channels after each layer.
         strides: of each of these layers; 2 everywhere when absent.
-        norm: ``instance`` (without affine), ``batch`` or ``none``.
         bias: whether the last convolution has one.
         same: pad the last layer on the upper and left side, so that the maps keep their size (pix2pix in
             PyTorch-GAN); otherwise evenly by 1, which loses one row and column.
@@ -37,17 +35,14 @@ class PatchCritic(nn.Module):
         *,
         widths: Sequence[int],
         strides: Sequence[int] | None = None,
-        norm: Literal["instance", "batch", "none"] = "instance",
         bias: bool = True,
         same: bool = False,
     ) -> None:
         super().__init__()
-        norms = {"instance": nn.InstanceNorm2d, "batch": nn.BatchNorm2d}
         layers: list[nn.Module] = []
         for number, (width, stride) in enumerate(zip(widths, strides or [2] * len(widths), strict=True)):
             layers.append(nn.Conv2d(inputs if number == 0 else widths[number - 1], width, 4, stride=stride, padding=1))
-            if number and norm != "none":
-                layers.append(norms[norm](width))
+            layers += [nn.InstanceNorm2d(width)] if number else []
             layers.append(nn.LeakyReLU(0.2))
         layers += [nn.ZeroPad2d((1, 0, 1, 0))] if same else []
         layers.append(nn.Conv2d(widths[-1], outputs, 4, padding=1, bias=bias))

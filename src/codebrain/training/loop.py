@@ -118,7 +118,7 @@ class _Trainer:
         self.modalities = ModalitySet.parse(config.modalities or list(store.preparation.modalities))
         torch.manual_seed(config.seed)
         self.model = build_model(config.model, self.modalities, config.settings).to(fabric.device)
-        _refuse_unknown_stages(config, self.model)
+        refuse_unknown_stages(config, self.model)
         _refuse_bad_crops(config, store)
         self.batches = [self._batches(number) for number in range(len(self.model.stages))]
         self.length = [
@@ -513,7 +513,8 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _refuse_unknown_stages(config: TrainConfig, model: ImputationModel) -> None:
+def refuse_unknown_stages(config: TrainConfig, model: ImputationModel) -> None:
+    """``CONFIG`` when the configuration names a stage or player that the model has not."""
     for name, stage in config.stages.items():
         known = set(model.players(name)) if name in model.stages else set()
         stray = sorted(set(stage.optimisers) - known) if name in model.stages else [name]

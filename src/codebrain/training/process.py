@@ -85,13 +85,14 @@ def own_folder(run: Path, fabric: Any, *, resume: bool) -> Iterator[None]:
 
 def _occupied(run: Path) -> bool:
     """Whether the folder holds anything but a run that died before its first checkpoint."""
-    if not run.is_dir() or not any(run.iterdir()):
-        return False
-    return not (run / "config.yaml").is_file() or any((run / "checkpoints").glob("step-*"))
+    if any((run / "checkpoints").glob("step-*")):
+        return True
+    visible = {path.name for path in run.iterdir() if not path.name.startswith(".")} if run.is_dir() else set()
+    return bool(visible - {"checkpoints"}) and "config.yaml" not in visible
 
 
 class Stop:
-    """SIGTERM and SIGINT wait for the step to end; a second one does not."""
+    """SIGTERM and SIGINT wait for the step to end; a second one does not. Those that are ignored stay so."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -99,7 +100,8 @@ class Stop:
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
-            self._before = {n: signal.signal(n, self._note) for n in (signal.SIGTERM, signal.SIGINT)}
+            heard = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]
+            self._before = {n: signal.signal(n, self._note) for n in heard}
         return self
 
     def __exit__(self, *_: object) -> None:

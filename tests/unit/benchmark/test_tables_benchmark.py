@@ -116,12 +116,12 @@ def test_ours_theirs_and_the_difference() -> None:
     assert same.body[0][3] == "0.00"
 
 
-def test_an_ablation_has_a_line_per_variant() -> None:
+def test_variants_have_a_line_each_and_a_table_for_each_metric_of_the_paper() -> None:
     rows = model_rows("full", [20, 22]) + model_rows("no_gan", [19, 21])
-    (alone,) = tables.ablation(rows)
+    (alone,) = tables.compared(rows, heading="Variant")
     assert alone.columns[0] == "Variant"
     assert [line[:2] for line in alone.body] == [("full", "21.00 ± 1.41"), ("no_gan", "20.00 ± 1.41")]
-    both = tables.ablation(rows, {("full", "any", "MAE"): 19.0, ("full", "any", "PSNR"): 21.5}, bootstrap=QUICK)
+    both = tables.compared(rows, {("full", "any", "MAE"): 19.0, ("full", "any", "PSNR"): 21.5}, bootstrap=QUICK)
     assert [table.title.split()[0] for table in both] == ["Whole", "PSNR", "MAE"]
     assert "[" in both[0].body[0][1]
     assert both[2].body[0][:4] == ("full", "21.00", "19.00", "+2.00")

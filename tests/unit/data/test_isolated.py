@@ -61,3 +61,15 @@ def test_what_a_task_tells_is_heard_here(jobs: int) -> None:
     results = isolated(_counts_up, [2, 3], jobs=jobs, died=_died, told=lambda task, step: heard.append((task, step)))
     assert sorted(results) == [2, 3]
     assert sorted(heard) == [(2, 0), (2, 1), (3, 0), (3, 1), (3, 2)]
+
+
+def _where(task: tuple[int, int], tell: Tell) -> tuple[int, int]:
+    time.sleep(0.05)
+    return task
+
+
+def test_tasks_at_work_together_have_slots_of_their_own() -> None:
+    results = list(isolated(_where, [(n, -1) for n in range(5)], jobs=2, died=lambda *_: (0, 0),
+                            placed=lambda task, slot: (task[0], slot)))  # fmt: skip
+    assert sorted(number for number, _ in results) == [0, 1, 2, 3, 4]
+    assert {slot for _, slot in results} == {0, 1}

@@ -21,10 +21,9 @@ from codebrain.app._common import (
     emit_json,
     progress,
     run,
-    say,
     teller,
 )
-from codebrain.errors import CodeBrainError, refusal
+from codebrain.errors import CodeBrainError, Notice, refusal
 
 if TYPE_CHECKING:
     from codebrain.benchmark.runner import Results
@@ -46,7 +45,10 @@ def register(app: typer.Typer) -> None:
         resume: Annotated[
             bool, typer.Option("--resume", help="Go on in OUT: finished trainings and patterns are kept.")
         ] = False,
-        jobs: Annotated[int, typer.Option(min=1, help="Methods at a time, each in a process of its own.")] = 1,
+        jobs: Annotated[
+            int | None,
+            typer.Option(min=1, help="Methods at a time, each in a process of its own; by default one for each GPU."),
+        ] = None,
         batch: Annotated[int, typer.Option(min=1, help="Slices that a model gets at a time when scored.")] = 8,
         device: DeviceOption = "auto",
         threads: ThreadsOption = None,
@@ -72,7 +74,7 @@ class Request:
     data: Path
     out: Path
     resume: bool
-    jobs: int
+    jobs: int | None
     batch: int
     device: str
     threads: int | None
@@ -82,7 +84,8 @@ class Request:
     def command(self) -> list[str]:
         """The request as words; folders are cut from paths, which may name people."""
         words = ["codebrain", "benchmark", Path(self.suite).name, "--data", self.data.name, "-o", self.out.name]
-        return [*words, "--jobs", str(self.jobs), "--device", self.device]
+        words += ["--jobs", str(self.jobs)] if self.jobs else []
+        return [*words, "--device", self.device]
 
 
 def _benchmark(request: Request) -> None:
@@ -90,7 +93,8 @@ def _benchmark(request: Request) -> None:
 
     suite, configs = load_suite(request.suite)  # wrong names are refused before anything heavy is imported
 
-    from codebrain.benchmark.runner import PLAN, run_suite
+    from codebrain.benchmark.budget import PLAN
+    from codebrain.benchmark.runner import run_suite
     from codebrain.data.slices import SliceStore
     from codebrain.machine import choose_device
     from codebrain.output import RunFolder
@@ -108,15 +112,15 @@ def _benchmark(request: Request) -> None:
             )  # fmt: skip
         if not results.rows:
             raise _incomplete(suite, results)
-        seconds = round(time.perf_counter() - begun, 2)
-        with folder.staged() as stage:
-            record = _facts(request, suite, results, store) | {"device": str(device), "seconds": seconds}
-            table, failure = _write(stage, suite, results, store, device, record)
+        record = _facts(request, suite, results, store)
+        with folder.staged() as stage, progress("drawing", quiet=request.quiet or request.as_json):
+            record |= {"device": str(device), "seconds": round(time.perf_counter() - begun, 2)}
+            table, missing = _write(stage, suite, results, store, device, record)
     emit_json(record) if request.as_json else emit(table)
-    if failure is not None:
-        raise failure
-    if results.failures:
+    if results.errors:
         raise _incomplete(suite, results)
+    if missing:
+        raise missing[0]
 
 
 def _refuse_confusion(out: Path, plan: str, *, resume: bool) -> None:
@@ -130,8 +134,8 @@ def _refuse_confusion(out: Path, plan: str, *, resume: bool) -> None:
 
 
 def _incomplete(suite: Suite, results: Results) -> CodeBrainError:
-    failed = "; ".join(f"{label}: {error['code']}: {error['message']}" for label, error in results.failures.items())
-    return refusal("BATCH", f"{len(results.failures)} of {len(suite.bases)} methods failed. {failed}",
+    failed = "; ".join(f"{label}: {error.code}: {error}" for label, error in results.errors.items())
+    return refusal("BATCH", f"{len(results.errors)} of {len(suite.methods)} methods failed. {failed}",
                    hint="Mend the cause and go on with --resume; what is finished is kept.")  # fmt: skip
 
 
@@ -152,24 +156,25 @@ def _facts(request: Request, suite: Suite, results: Results, store: SliceStore) 
         "data": {"fingerprint": store.fingerprint, "split": suite.split,
                  "patients": sorted({row.patient for row in results.rows}), "middle": suite.middle},
         "methods": results.facts,
-        "failures": results.failures,
+        "machine": results.machine,
+        "failures": {label: {"code": error.code, "message": error.brief} for label, error in results.errors.items()},
     }  # fmt: skip
 
 
 def _write(
     stage: Path, suite: Suite, results: Results, store: SliceStore, device: Any, record: dict[str, Any]
-) -> tuple[str, CodeBrainError | None]:
+) -> tuple[str, list[CodeBrainError]]:
     """Write everything into ``stage``; returns the tables, and what kept some files from being written."""
     from codebrain.benchmark.publish import publish
     from codebrain.imaging import safe_files
     from codebrain.output import RUN_FILE
 
-    say(f"drawing and writing {len(results.rows)} rows")
-    table, failure = publish(stage, suite, results, store, device=device)
+    table, missing = publish(stage, suite, results, store, device=device)
+    record["notices"] = [Notice(error.code, error.brief).as_dict() for error in missing]
     record["outputs"] = [
         {"file": str(path.relative_to(stage)), "sha256": safe_files.sha256_file(path)}
         for path in sorted(stage.rglob("*"))
         if path.is_file()
     ]
     safe_files.write_json(stage / RUN_FILE, record)
-    return table, failure
+    return table, missing

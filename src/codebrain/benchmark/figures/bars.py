@@ -21,13 +21,12 @@ from codebrain.benchmark.figures.drawing import (
 )
 from codebrain.benchmark.rows import Row
 from codebrain.benchmark.summary import Given, models_of, select, summarise
+from codebrain.benchmark.tables import REGION_TITLES, UNITS
 from codebrain.errors import refusal
 from codebrain.metrics import PRINTED_SCALE
 from codebrain.vocabulary import Modality
 
 _PANELS: dict[Given, str] = {"any": "all scenarios", "one": "one-to-one", "many": "many-to-one"}
-_UNITS = {"PSNR": "dB", "SSIM": "%", "MAE": "×1000"}
-_REGIONS = {"slice": "whole slices", "brain": "inside the foreground", "volume": "whole volumes"}
 _BAR, _GAP, _TOP, _BOTTOM = 0.2, 0.12, 0.3, 0.5
 
 Intervals = Mapping[str, tuple[float, float]]
@@ -75,7 +74,7 @@ def bars_sheet(rows: Sequence[Row], intervals: Intervals) -> tuple[Any, str]:
         start = _bars(axes, values, ends, width)
         axes.set_title(title, fontsize=NORMAL, pad=4)
         axes.set_xlabel(
-            f"{metric} ({_UNITS[metric]})" + (f"\naxis starts at {start:g}" if start else ""), fontsize=SMALL
+            f"{metric} ({UNITS[metric]})" + (f"\naxis starts at {start:g}" if start else ""), fontsize=SMALL
         )
         axes.set_yticks(range(len(models)), names if number == 0 else [""] * len(models), fontsize=SMALL)
         for tick in axes.get_yticklabels():
@@ -153,7 +152,7 @@ def _caption(rows: Sequence[Row], intervals: Intervals) -> str:
     drawn_for = [model for model in models_of(rows) if model in intervals]
     return caption_of(
         [
-            f"Mean {metric} of imputed contrasts, {_REGIONS[rows[0].region]}, {patients} "
+            f"Mean {metric} of imputed contrasts, {REGION_TITLES[rows[0].region].lower()}, {patients} "
             f"{'patient' if patients == 1 else 'patients'}; "
             f"{'lower' if metric == 'MAE' else 'higher'} is better.",
             *(["One-to-one: one contrast given; many-to-one: several given."] if len(_panels(rows)) > 1 else []),

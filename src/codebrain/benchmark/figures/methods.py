@@ -101,6 +101,7 @@ def methods_figure(
         seen = Look.read(store, name, wirings[label], device=device)
         for contest in contests:
             contest.completed[label] = seen.completed(model, contest.pattern)
+        model.cpu()  # the next one may need the room
     return drawn(lambda: methods_sheet(contests, list(models.values())))
 
 
