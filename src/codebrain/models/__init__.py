@@ -8,6 +8,7 @@ Nothing here imports torch before a model is built or loaded.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 import os
@@ -30,6 +31,7 @@ __all__ = [
     "load_model",
     "model_class",
     "model_names",
+    "model_summaries",
     "save_model",
     "with_settings",
 ]
@@ -57,6 +59,19 @@ def model_names() -> list[str]:
         UsageError: ``CONFIG`` when ``CODEBRAIN_MODELS`` names no folder, or one with a file whose name is taken.
     """
     return sorted(_files())
+
+
+def model_summaries() -> dict[str, str]:
+    """The first sentence of each model's file, read without running it."""
+    return {name: _first_sentence(file) for name, file in sorted(_files().items())}
+
+
+def _first_sentence(file: Path) -> str:
+    try:
+        text = ast.get_docstring(ast.parse(file.read_bytes())) or ""
+    except (SyntaxError, ValueError) as error:
+        return f"cannot be read: {error}"
+    return " ".join(text.split("\n\n")[0].split())
 
 
 def _files() -> dict[str, Path]:

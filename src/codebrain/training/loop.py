@@ -416,7 +416,7 @@ class _Trainer:
         patients = sorted({self.store.patient(name) for name in self.store.subjects("train")})
         scores = ", ".join(f"{stage} {score:.2f} dB" for stage, score in self.position.scores.items())
         return (
-            f"# {self.config.model}\n\nContrasts, in channel order: {self.modalities}.\n\n"
+            f"# {self.model.label or self.config.model}\n\nContrasts, in channel order: {self.modalities}.\n\n"
             f"Trained on {len(patients)} patients: {', '.join(patients[:20])}{' ...' if len(patients) > 20 else ''}.\n"
             f"Validation PSNR (leave-one-out patterns): {scores or 'no validation patients'}.\n\n"
             "Research use only; not a medical device. Output images are SYNTHETIC.\n\n"

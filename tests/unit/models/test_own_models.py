@@ -144,3 +144,11 @@ def test_empty_and_repeated_names_are_nothing(monkeypatch: pytest.MonkeyPatch, o
     place = own(grey=GOOD.format(more=""))
     monkeypatch.setenv("CODEBRAIN_MODELS", os.pathsep.join(["", str(place), str(place), ""]))
     assert "grey" in model_names()
+
+
+def test_files_are_summed_up_without_being_run(own: Write) -> None:
+    own(loud='"""Prints\nwhen run.\n\nSource: this test."""\nraise SystemExit("run")\n', torn="def (")
+    summaries = codebrain.models.model_summaries()
+    assert summaries["loud"] == "Prints when run."
+    assert summaries["torn"].startswith("cannot be read: ")
+    assert "Zhang-style" in summaries["unified_synthesis"], "a reconstruction is called one wherever it is named"

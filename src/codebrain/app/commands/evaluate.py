@@ -277,6 +277,7 @@ def _write(
     from codebrain.output import RUN_FILE
 
     remarks = tables.notes(rows, split=request.split, middle=request.middle)
+    remarks += [f"{e.label}: {type(e.model).label}." for e in entrants if type(e.model).label]
     table = tables.markdown(rows, remarks)
     safe_files.write_text(stage / "rows.csv", rows_to_csv(rows))
     safe_files.write_text(stage / "table.md", table)

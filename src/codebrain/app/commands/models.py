@@ -62,15 +62,17 @@ def register(app: typer.Typer) -> None:
 
 
 def _list(as_json: bool) -> None:
-    from codebrain.models import bundled_models, model_names
+    from codebrain.models import bundled_models, model_names, model_summaries
 
     bundled = [{"name": name, **_summary(folder)} for name, folder in bundled_models().items()]
     if as_json:
-        emit_json({"bundled": bundled, "architectures": model_names()})
+        emit_json({"bundled": bundled, "architectures": model_names(), "summaries": model_summaries()})
         return
     for entry in bundled:
         emit(f"{entry['name']:<12} {entry['architecture']:<12} {', '.join(entry['modalities'])}")
-    emit(f"trainable: {', '.join(model_names())}")
+    emit("\ntrainable:")
+    for name, summary in model_summaries().items():
+        emit(f"{name:<18} {summary}")
 
 
 def _summary(folder: Path) -> dict[str, Any]:
