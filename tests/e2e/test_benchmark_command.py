@@ -241,7 +241,7 @@ def test_a_figure_that_cannot_be_drawn_costs_no_table(
         ({"a": {"reference": "zeros"}}, {"reference": "b"}, "none of the methods"),
         ({"a": {"reference": "zeros"}}, {"paper": {"table": "2", "dataset": "ixi"}}, "IXI, BraTS"),
         ({"a": {"recipe": "mm_gan_small"}, "b": {"of": "a", "settings": {"dropuot": 0.1}}}, {}, "Did you mean dropout"),
-        ({"a": {"recipe": "mm_gan_small", "changes": {"stages": {"trainin": {}}}}}, {}, "has no 'trainin'"),
+        ({"a": {"recipe": "mm_gan_small", "changes": {"stages": {"trainin": {"steps": 3}}}}}, {}, "has no 'trainin'"),
         ({}, {}, "at least one method"),
     ],
 )
