@@ -101,7 +101,7 @@ def all_tables(suite: Suite, results: Results, rows: Sequence[Row]) -> Iterator[
     if "scenarios" in suite.layout:
         shown = _reference(suite, rows)
         yield tables.by_pattern(rows, shown, bootstrap=how)
-        if suite.methods[shown].paper == "CodeBrain":
+        if "CodeBrain" in suite.methods[shown].paper_lines:
             yield from _cells_beside(suite, [row for row in rows if row.model == shown])
 
 
@@ -113,7 +113,7 @@ def _reference(suite: Suite, rows: Sequence[Row]) -> str:
 
 def paper_numbers(suite: Suite, task: str) -> Numbers:
     """The published means by our label, for the methods that name their line in the paper."""
-    labels = {method.paper: label for label, method in suite.methods.items() if method.paper is not None}
+    labels = {line: label for label, method in suite.methods.items() for line in method.paper_lines}
     return {
         (labels[line], number.given, number.metric): number.value
         for number in _of_table(suite)
@@ -191,7 +191,7 @@ def _budget_remarks(suite: Suite, results: Results) -> list[str]:
 
 
 def _paper_remarks(suite: Suite) -> list[str]:
-    if suite.paper is None:
+    if suite.paper is None or not _of_table(suite):
         return []
     lines = [
         f"The paper's numbers are those of its table {suite.paper.table} on {suite.paper.dataset}; they can be "

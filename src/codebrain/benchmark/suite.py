@@ -56,7 +56,8 @@ class Method:
         reference: ``zeros``, ``mean`` or ``polynomial``, fitted to the training patients where it has to be.
         of: another method of the suite, whose weights are used with other ``settings``.
         settings: of the model that do not change its weights (sampling steps, temperature, decoding).
-        paper: the line of the paper's table that it is to be compared with.
+        paper: the line of the paper's table that it is to be compared with, ``method`` or ``method, setting``; or
+            several, where the table names one model for each comparison.
     """
 
     recipe: str | None = None
@@ -65,7 +66,12 @@ class Method:
     reference: str | None = None
     of: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-    paper: str | None = None
+    paper: str | tuple[str, ...] = ()
+
+    @property
+    def paper_lines(self) -> tuple[str, ...]:
+        """The lines of the paper's table that are about this method."""
+        return (self.paper,) if isinstance(self.paper, str) else self.paper
 
     def __post_init__(self) -> None:
         sources = [self.recipe, self.folder, self.reference, self.of]
@@ -202,7 +208,7 @@ def _refuse_bad_paper(suite: Suite, path: Path) -> None:
         return
     with _telling("paper", path):
         published(suite.paper.table, suite.paper.dataset)
-    lines = [method.paper for method in suite.methods.values() if method.paper is not None]
+    lines = [line for method in suite.methods.values() for line in method.paper_lines]
     if len({*lines}) < len(lines):
         raise refusal("CONFIG", "two methods name the same line of the paper's table", file=path, field="methods",
                       found=max(lines, key=lines.count))  # fmt: skip
