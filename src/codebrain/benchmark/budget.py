@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 PLAN = "plan.json"
 
-_MEASURED_STEPS = 6
+_MEASURED_STEPS = 10
 """Steps of each stage that are timed; the first two, in which memory is found and kernels are chosen, are not."""
 
 
