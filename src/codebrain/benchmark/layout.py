@@ -157,7 +157,8 @@ def latex(tables: Iterable[Table], remarks: Iterable[str]) -> str:
 
 _PAGE_STYLE = """
 tbody + tbody tr:first-child > * { border-top: 2px solid var(--line); }
-thead [colspan] { border-bottom: 0; }
+thead [colspan] { border-bottom: 0; text-align: center; }
+header, main, footer { max-width: 120rem; }
 """
 """What tables need beyond the report's style sheet."""
 
