@@ -164,14 +164,22 @@ def died(task: Contestant, status: int | None) -> Outcome:
 def _weights(task: Contestant, store: SliceStore, tell: Tell) -> tuple[ImputationModel, dict[str, Any]]:
     """The model, trained, loaded or fitted, and what that cost."""
     method = task.lines[task.label]
+    if method.recipe is not None:
+        done = task.finished(store) or _train(task, store, tell)
+        return _base(task, store), done["spent"]
+    begun = time.perf_counter()
+    model = _base(task, store)
     if method.folder is not None:
-        return load_model(method.folder), {"source": "given"}
+        return model, {"source": "given"}
+    return model, {"source": "reference", "seconds": round(time.perf_counter() - begun, 2)}
+
+
+def _base(task: Contestant, store: SliceStore) -> ImputationModel:
+    """The method's own model, once it is there: fitted, given or trained."""
+    method = task.lines[task.label]
     if method.reference is not None:
-        begun = time.perf_counter()
-        model = reference_model(method.reference, store, modalities=task.modalities)
-        return model, {"source": "reference", "seconds": round(time.perf_counter() - begun, 2)}
-    done = task.finished(store) or _train(task, store, tell)
-    return load_model(task.run / "model"), done["spent"]
+        return reference_model(method.reference, store, modalities=task.modalities)
+    return load_model(method.folder or task.run / "model")
 
 
 def _train(task: Contestant, store: SliceStore, tell: Tell) -> dict[str, Any]:
@@ -271,12 +279,7 @@ def patterns_to_score(
 
 def model_of(task: Contestant, label: str, store: SliceStore) -> ImputationModel:
     """The model behind a line, once its contestant has finished."""
-    method = task.lines[task.label]
-    if method.reference is not None:
-        base = reference_model(method.reference, store, modalities=task.modalities)
-    else:
-        base = load_model(method.folder or task.run / "model")
-    return with_settings(base, task.lines[label].settings)
+    return with_settings(_base(task, store), task.lines[label].settings)
 
 
 def rows_of(out: Path, label: str, patterns: Iterable[str]) -> list[Row]:

@@ -1,8 +1,7 @@
 """A whole suite: plan, contestants side by side, what each of them left behind.
 
-Training and scoring are files (see :mod:`~codebrain.benchmark.contest`), and so is the plan, ``plan.json``: the
-number of steps that a budget of seconds came to is measured once and kept, so that a run which goes on, or one
-method more, changes nothing for the others.
+How long each method is trained is found out first (:mod:`~codebrain.benchmark.budget`); trainings and scores are
+files (:mod:`~codebrain.benchmark.contest`), so that a run goes on where it was.
 """
 
 from __future__ import annotations
