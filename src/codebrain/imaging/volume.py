@@ -132,8 +132,8 @@ def _stored(stream: ScanBytes, promise: Promise, volume_index: int | None) -> ND
     begun = int(promise.header.template_dtype.itemsize)
     one = math.prod(promise.shape[:3]) * promise.dtype.itemsize
     needed = promise.offset + one * math.prod(promise.shape[3:])
-    if stream.plain_size is not None and stream.plain_size < needed:
-        raise _cut(stream, stream.plain_size, needed)
+    if stream.most_bytes < needed:  # before memory is asked for
+        raise stream.blame(_cut(stream, stream.most_bytes, needed))
     judge_extensions(stream.take(promise.offset - begun), promise.header.endianness, stream.path)
     skipped = one * (volume_index or 0) if len(promise.shape) > 3 and promise.shape[3] > 1 else 0
     got = promise.offset + stream.skip(skipped)
