@@ -29,7 +29,7 @@ from codebrain.errors import CodeBrainError, refusal
 from codebrain.imaging.prepared import PreparedStudy, prepare_study
 from codebrain.imaging.safe_files import (
     FolderLock,
-    make_folder,
+    ensure_folder,
     sha256_bytes,
     sha256_file,
     staged,
@@ -429,7 +429,7 @@ def _check_target(target: Path, sources: Sequence[Path], *, resume: bool, overwr
 
 def _make_folders(target: Path) -> None:
     for folder in (target, target / "slices"):
-        make_folder(folder)
+        ensure_folder(folder)
 
 
 def _sweep(target: Path) -> None:

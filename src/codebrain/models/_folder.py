@@ -83,7 +83,7 @@ def save_model(
         "modalities": list(model.modalities),
         "weights_sha256": digest,
     }
-    safe_files.make_folder(folder, parents=True)
+    safe_files.ensure_folder(folder, parents=True)
     safe_files.sweep_temporaries(folder)
     with safe_files.staged(folder, last="config.json") as stage:
         safe_files.write_bytes(stage / "model.safetensors", weights)
@@ -156,6 +156,17 @@ def _no_larger_than(weights_size: int) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def model_facts(source: Path | str) -> tuple[str, str, ModalitySet]:
+    """Name, SHA-256 of the weights and contrasts that a model folder states, without reading its weights.
+
+    Raises:
+        ModelRefused: as :func:`load_model`, as far as ``config.json`` shows it.
+    """
+    folder = _model_folder(source)
+    config = _read_config(folder)
+    return folder.name, str(config["weights_sha256"]), ModalitySet.parse(config["modalities"])
 
 
 def _model_folder(source: Path | str) -> Path:
