@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from codebrain.data.splits import SPLITS
 from codebrain.errors import CodeBrainError, Notice, refusal
+from codebrain.parsing import require_types
 from codebrain.vocabulary import Modality, Preparation
 
 SCHEMA_VERSION = 1
@@ -80,7 +80,7 @@ class SubjectRecord:
             InputRefused: ``DATA_CORRUPT`` when a field is missing or has another shape.
         """
         try:
-            _require_types(cls, raw)
+            require_types(cls, raw)
             known = {f.name: raw[f.name] for f in fields(cls)}
             for name in ("available", "shape", "foreground_pixels", "full_slice", "offset"):
                 known[name] = tuple(known[name])
@@ -203,20 +203,8 @@ def _require_rows(manifest: Manifest) -> None:
 
 
 def _row(raw: Mapping[str, Any]) -> SubjectRow:
-    _require_types(SubjectRow, raw)
+    require_types(SubjectRow, raw)
     return SubjectRow(**raw)
-
-
-def _require_types(cls: type[Any], raw: Mapping[str, Any]) -> None:
-    """A ``ValueError`` unless the fields of ``raw`` have the types that ``cls`` declares."""
-    _adapters()[cls].validate_json(json.dumps(raw), strict=True)
-
-
-@cache
-def _adapters() -> Mapping[type[Any], Any]:
-    from pydantic import TypeAdapter
-
-    return {cls: TypeAdapter(cls) for cls in (SubjectRecord, SubjectRow)}
 
 
 def corrupt(message: str, file: Path | None = None) -> CodeBrainError:
