@@ -11,8 +11,8 @@ every target has a mutator that knows its format: it patches header fields, or v
 numbers and words at the edges of what programs expect.
 
 Oracle: a reader gives its result or raises a :class:`~codebrain.errors.CodeBrainError` whose sentence is one line and
-whose facts are JSON, within five seconds of CPU time and within ``MEMORY`` bytes. Anything else ends the run with the input in a
-file ``crash-...``; with ``--collect FOLDER`` each different failure is kept there once and the run goes on.
+whose facts are JSON, within five seconds of CPU time and within ``MEMORY`` bytes. Anything else ends the run with the
+input in a file ``crash-...``; with ``--collect FOLDER`` each different failure is kept there once and the run goes on.
 """
 
 from __future__ import annotations

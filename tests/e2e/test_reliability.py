@@ -19,7 +19,7 @@ import kills
     ("command", "every"),
     [
         ("impute --overwrite", 17),
-        ("report", 4),
+        ("report", 2),
         ("prepare --resume, one study more", 5),
         ("a model folder replaced", 7),
         ("prepare", 11),
@@ -47,7 +47,8 @@ def test_flipped_bits(tmp_path):
         assert tally.tried == len(bits) and not tally.broken
         read = {part: codes["same"] for part, codes in outcomes.items() if codes["same"]}
         assert read.keys() <= {"FLG: text", "MTIME", "XFL", "OS", "stream"}
-        assert read.get("stream", 0) <= 8
+    anywhere = bit_flips.flips(flipper, bit_flips.random_bits(flipper, 100, seed=1), "one bit flipped")[1]["stream"]
+    assert anywhere["same"] <= 15, "most of a smooth toy head is runs of zeros; a real scan has none of these"
 
 
 def test_a_script_that_sees_a_broken_promise_says_so(capsys):
