@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -90,8 +92,17 @@ def _start(function: Callable[[Task, Tell], Result], task: Task) -> tuple[Connec
 def _work(function: Callable[[Task, Tell], Result], task: Task, pipe: Connection) -> None:
     """A worker's life; an interrupt from the terminal is the parent's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     pipe.send((True, function(task, lambda message: pipe.send((False, message)))))
     pipe.close()
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed has not ended its workers; they must not go on writing beside its successor."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _hear(

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +79,16 @@ class SubjectRecord:
             InputRefused: ``DATA_CORRUPT`` when a field is missing or has another shape.
         """
         try:
+            _require_types(cls, raw)
             known = {f.name: raw[f.name] for f in fields(cls)}
             for name in ("available", "shape", "foreground_pixels", "full_slice", "offset"):
                 known[name] = tuple(known[name])
             known["notices"] = tuple(Notice(**notice) for notice in known["notices"])
             record = cls(**known)
-            if len(record.shape) != 4 or len(record.foreground_pixels) != record.shape[0]:
+            if len(record.foreground_pixels) != record.shape[0] or min(record.shape) < 1:
                 raise ValueError("the shape does not fit")
+            if Path(record.subject).name != record.subject or "\0" in record.subject:
+                raise ValueError("files cannot be named after the subject")
         except (KeyError, TypeError, ValueError) as error:
             raise corrupt(f"a subject's record is damaged: {error}") from error
         return record
@@ -172,17 +176,34 @@ class Manifest:
         try:
             manifest = cls(
                 preparation=Preparation.from_json(json.dumps(raw["preparation"])),
-                splits=raw["splits"],
-                rows=tuple(SubjectRow(**row) for row in raw["subjects"]),
+                splits=dict(raw["splits"]),
+                rows=tuple(_row(row) for row in raw["subjects"]),
                 records=tuple(SubjectRecord.from_dict(record) for record in raw["records"]),
                 created_by=raw["created_by"],
                 align=raw["align"],
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise corrupt(f"the manifest is damaged: {error}") from error
         if raw.get("fingerprint") != manifest.fingerprint:
             raise corrupt("the manifest does not fit its fingerprint: it was edited or damaged")
         return manifest
+
+
+def _row(raw: Mapping[str, Any]) -> SubjectRow:
+    _require_types(SubjectRow, raw)
+    return SubjectRow(**raw)
+
+
+def _require_types(cls: type[Any], raw: Mapping[str, Any]) -> None:
+    """A ``ValueError`` unless the fields of ``raw`` have the types that ``cls`` declares."""
+    _adapters()[cls].validate_json(json.dumps(raw), strict=True)
+
+
+@cache
+def _adapters() -> Mapping[type[Any], Any]:
+    from pydantic import TypeAdapter
+
+    return {cls: TypeAdapter(cls) for cls in (SubjectRecord, SubjectRow)}
 
 
 def corrupt(message: str, file: Path | None = None) -> CodeBrainError:

@@ -29,15 +29,17 @@ from codebrain.errors import CodeBrainError, refusal
 from codebrain.imaging.prepared import PreparedStudy, prepare_study
 from codebrain.imaging.safe_files import (
     FolderLock,
-    output_refusal,
+    make_folder,
     sha256_bytes,
     sha256_file,
+    staged,
     sweep_temporaries,
     write_bytes,
     write_json,
     write_text,
 )
 from codebrain.imaging.study import Study
+from codebrain.parsing import parse_json_object
 from codebrain.vocabulary import Modality, Preparation
 
 _log = logging.getLogger(__name__)
@@ -151,11 +153,15 @@ def prepare_store(
         finally:
             _sweep(target)
         records, rows = _settle(outcomes, found)
-        write_text(target / "subjects.tsv", _table(rows, records))
-        splits = _split(records, found, seed=seed, val=val, test=test)
+        try:
+            splits = _split(records, found, seed=seed, val=val, test=test)
+        except CodeBrainError:
+            write_text(target / "subjects.tsv", _table(rows, records))
+            raise
         manifest = _manifest(preparation, align, splits, rows, records)
-        write_text(target / "subjects.tsv", _table(manifest.rows, records))
-        write_json(target / "manifest.json", manifest.as_dict())
+        with staged(target, last="manifest.json") as stage:
+            write_text(stage / "subjects.tsv", _table(manifest.rows, records))
+            write_json(stage / "manifest.json", manifest.as_dict())
         if overwrite:
             _remove_strangers(target, records)
     return manifest
@@ -192,7 +198,7 @@ def _finished(task: _Task, digest: str) -> SubjectRecord | None:
     """The record of an earlier run, when it is of the same task and its files are intact."""
     path = task.store / "slices" / f"{task.subject.subject}.json"
     try:
-        record = SubjectRecord.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        record = SubjectRecord.from_dict(parse_json_object(path.read_bytes()))
         intact = all(sha256_file(file) == sha for file, sha, _ in files_of(task.store, record))
     except (OSError, ValueError, CodeBrainError):
         return None
@@ -200,8 +206,7 @@ def _finished(task: _Task, digest: str) -> SubjectRecord | None:
 
 
 def _store(task: _Task, prepared: PreparedStudy, inputs: Mapping[str, Mapping[str, str]], digest: str) -> SubjectRecord:
-    """Write slices, mask and record; an older manifest goes first, because it describes older files."""
-    (task.store / "manifest.json").unlink(missing_ok=True)
+    """Write slices, mask and record, all or none of them."""
     mask = prepared.frame.apply(prepared.foreground.astype(np.float32)) > 0.5
     slices = _array_bytes(np.rint(prepared.slices.clip(0.0, 1.0) * FULL_SCALE).astype(np.uint16))
     brain = _array_bytes(np.packbits(mask, axis=-1))
@@ -226,9 +231,14 @@ def _store(task: _Task, prepared: PreparedStudy, inputs: Mapping[str, Mapping[st
         brain_bytes=len(brain),
         notices=tuple(replace(notice, file=Path(notice.file).name) for notice in prepared.notices),
     )
-    for (path, _, _), content in zip(files_of(task.store, record), (slices, brain), strict=True):
-        write_bytes(path, content)
-    write_json(task.store / "slices" / f"{record.subject}.json", record.as_dict())
+    earlier = any(path.exists() for path, _, _ in files_of(task.store, record))
+    with staged(task.store, last=f"slices/{record.subject}.json") as stage:
+        (stage / "slices").mkdir()
+        for (path, _, _), content in zip(files_of(stage, record), (slices, brain), strict=True):
+            write_bytes(path, content)
+        write_json(stage / "slices" / f"{record.subject}.json", record.as_dict())
+        if earlier:  # the manifest describes the files that are now replaced
+            (task.store / "manifest.json").unlink(missing_ok=True)
     return record
 
 
@@ -419,10 +429,7 @@ def _check_target(target: Path, sources: Sequence[Path], *, resume: bool, overwr
 
 def _make_folders(target: Path) -> None:
     for folder in (target, target / "slices"):
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise output_refusal(error, folder) from error
+        make_folder(folder)
 
 
 def _sweep(target: Path) -> None:

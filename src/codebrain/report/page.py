@@ -41,11 +41,12 @@ def write_report(folder: Path) -> Path:
     """
     run = read_run(folder)
     try:
-        page = render(run, {str(f["file"]): _picture(folder, str(f["file"])) for f in run["figures"]})
+        page = render(run, {str(f["file"]): _picture(folder, str(f["file"])) for f in run["figures"]}).encode()
     except (jinja2.UndefinedError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise _no_run(folder, f"run.json is not complete: {error}") from error
     target = folder / output.REPORT_FILE
-    safe_files.write_text(target, page)
+    safe_files.sweep_temporaries(folder)
+    safe_files.write_bytes(target, page)
     return target
 
 
