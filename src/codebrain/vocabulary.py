@@ -116,6 +116,10 @@ def pattern_name(modalities: ModalitySet, pattern: Pattern) -> str:
     return "+".join(modalities.present(pattern)) or "none"
 
 
+YOUNGER_FIELDS: dict[str, Any] = {"frame": None, "background": "zero"}
+"""Fields of a :class:`Preparation` that came later, and what holds where a record lacks them."""
+
+
 @dataclass(frozen=True)
 class Preparation:
     """How images were turned into slices in [0, 1]; travels with slice stores and model folders.
@@ -126,6 +130,10 @@ class Preparation:
         percentiles: lower and upper percentile of the foreground that map to 0 and 1.
         pixel_spacing_mm: in-plane spacing the network sees; ``None`` leaves the grid's own.
         multiple: slices are padded to a multiple of this (the network halves three times: 8).
+        frame: pixels ``(h, w)`` of every slice: the middle of the grid, cut or padded; ``None`` cuts slices to the
+            head. Published data sets have one (IXI 256 x 256, BraTS 240 x 240).
+        background: what lies around the head is ``zero``, or ``kept`` as it was scanned. Kept, ``min_max`` is over
+            the whole volume, as published.
         intensity_scale: per contrast, the training median of the scanner value that maps to 1;
             gives imputed contrasts a scale in scanner units. Empty before training data was seen.
     """
@@ -135,12 +143,21 @@ class Preparation:
     percentiles: tuple[float, float] = (0.1, 99.9)
     pixel_spacing_mm: float | None = 1.0
     multiple: int = 8
+    frame: tuple[int, int] | None = None
+    background: Literal["zero", "kept"] = "zero"
     intensity_scale: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """Canonical JSON: sorted keys, so that equal preparations give equal bytes."""
+        """Canonical JSON: sorted keys, so that equal preparations give equal bytes.
+
+        ``frame`` and ``background`` are younger than the first models and stores, whose records and fingerprints
+        lack them; they are written only where they say something else than was then the rule.
+        """
         raw: dict[str, Any] = asdict(self)
         raw["modalities"] = list(self.modalities)
+        for name, was in YOUNGER_FIELDS.items():
+            if raw[name] == was:
+                del raw[name]
         return json.dumps(raw, indent=2, sort_keys=True)
 
     @classmethod
@@ -154,6 +171,9 @@ class Preparation:
             raw = json.loads(text)
             raw["modalities"] = ModalitySet.parse(raw["modalities"])
             raw["percentiles"] = tuple(raw["percentiles"])
+            if raw.get("frame") is not None:
+                h, w = raw["frame"]
+                raw["frame"] = (int(h), int(w))
             return cls(**raw)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise refusal("CKPT_CORRUPT", f"this is not a preparation record: {error}") from error

@@ -27,7 +27,7 @@ from torch import Tensor
 from codebrain.errors import refusal
 from codebrain.imaging import safe_files
 from codebrain.models import build_model, bundled_models
-from codebrain.vocabulary import ModalitySet, Preparation
+from codebrain.vocabulary import YOUNGER_FIELDS, ModalitySet, Preparation
 
 if TYPE_CHECKING:
     from codebrain.models._contract import ImputationModel
@@ -207,7 +207,13 @@ def _identity(model: ImputationModel, preparation: Preparation) -> dict[str, str
         "normalisation": preparation.normalisation,
         "percentiles": json.dumps(preparation.percentiles),
         "pixel spacing": json.dumps(preparation.pixel_spacing_mm),
+        **_younger(asdict(preparation)),
     }
+
+
+def _younger(fields: Mapping[str, Any]) -> dict[str, str]:
+    """What identifies a model of the fields of the preparation that older weights files do not declare."""
+    return {name: json.dumps(fields[name]) for name in YOUNGER_FIELDS}
 
 
 def _check_identity(folder: Path, weights: bytes, model: ImputationModel, preparation: Preparation) -> None:
@@ -234,7 +240,7 @@ def _completed(stored: Mapping[str, str], model: ImputationModel) -> dict[str, s
     try:
         settings = json.loads(stored["settings"])
         defaults = json.loads(json.dumps(asdict(type(model.settings)())))
-        return {**stored, "settings": json.dumps(defaults | settings, sort_keys=True)}
+        return _younger(YOUNGER_FIELDS) | {**stored, "settings": json.dumps(defaults | settings, sort_keys=True)}
     except (KeyError, TypeError, ValueError):
         return dict(stored)  # not the settings of a model, which is then a difference
 
