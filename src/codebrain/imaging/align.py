@@ -37,6 +37,9 @@ to 1.051 for two different heads (six pairs)."""
 _FAR_MM, _FAR_DEG = 25.0, 20.0
 """Beyond any movement of a patient on the table; headers that are further apart may be another person's."""
 
+_LEAST_OVERLAP, _MOST_SCALING, _FAR_DEFORMED_MM = 0.9, 0.1, 20.0
+"""Of a registration with a deformation, which can hide a failure in it."""
+
 _GAIN = 0.002
 """Less is no reason to distrust the headers."""
 
@@ -177,6 +180,15 @@ def _mismatch(fixed: Volume, other: Volume, home: Modality, modality: Modality) 
         "GEO_MISMATCH", f"{modality} is not on the grid of {home}", file=other.file,
         found=told(other), expected=told(fixed), hint="Use --align auto, or resample the scans onto one grid.",
     )  # fmt: skip
+
+
+def by_header(fixed: Volume, moving: Volume) -> Volume:
+    """``moving`` on the grid of ``fixed`` where its header says it lies, linearly; what registration begins with."""
+    with _one_thread(_simple_itk()) as sitk:
+        grid, image = _to_sitk(sitk, fixed, fixed.data), _to_sitk(sitk, moving, moving.data)
+        moved = sitk.Resample(image, grid, sitk.Transform(), sitk.sitkLinear, float(moving.data.min()))
+        data = np.asfortranarray(sitk.GetArrayFromImage(moved).transpose(2, 1, 0))
+    return on_grid_of(moving, fixed, data)
 
 
 def _simple_itk() -> Any:
@@ -354,14 +366,45 @@ def normalised_mutual_information(a: NDArray[Any], b: NDArray[Any], bins: int = 
     return (entropy(share.sum(0)) + entropy(share.sum(1))) / both if both > 0 else 1.0
 
 
+def quality_rule(mode: str) -> str:
+    """The rule of :func:`_doubts` for people."""
+    rule = (
+        f"A registration passes when the normalised mutual information after it is at least {_TRUSTED} and it moved"
+        f" the head by at most {_FAR_MM:.0f} mm and {_FAR_DEG:.0f} degrees."
+    )
+    if mode != "synra":
+        return rule
+    return (
+        f"{rule[:-1]}, when the mutual information did not fall, when the two heads overlap by at least"
+        f" {_LEAST_OVERLAP} (Dice), when the affine part changes lengths by at most {_MOST_SCALING:.0%}, and when the"
+        f" deformation is at most {_FAR_DEFORMED_MM:.0f} mm anywhere in the head."
+    )
+
+
 def _doubts(modality: Modality, movement: Movement, file: str) -> Iterator[Notice]:
     """The quality gate: a similarity or movement that two different heads show as well proves nothing."""
-    alike = movement.similarity_after >= _TRUSTED
-    if alike and movement.shift_mm <= _FAR_MM and movement.rotation_deg <= _FAR_DEG:
+    found = [*_moved_too_far(movement), *(_deformed_too_far(movement) if movement.method == "SyNRA" else ())]
+    if not found:
         return
     message = (
         f"{modality} may not lie on the reference: after moving it by {movement.shift_mm:.0f} mm and"
-        f" {movement.rotation_deg:.0f} degrees their similarity is {movement.similarity_after:.3f} (contrasts of one"
-        f" head usually reach {_TRUSTED}); look at the preview"
+        f" {movement.rotation_deg:.0f} degrees {', '.join(found)}; look at the preview"
     )
     yield Notice("GEO_ALIGN_POOR", message, file)
+
+
+def _moved_too_far(movement: Movement) -> Iterator[str]:
+    far = movement.shift_mm > _FAR_MM or movement.rotation_deg > _FAR_DEG
+    if movement.similarity_after < _TRUSTED or far:
+        yield f"their similarity is {movement.similarity_after:.3f} (contrasts of one head usually reach {_TRUSTED})"
+
+
+def _deformed_too_far(movement: Movement) -> Iterator[str]:
+    if movement.similarity_after < movement.similarity_before:
+        yield f"it was {movement.similarity_before:.3f} before"
+    if movement.overlap_after < _LEAST_OVERLAP:
+        yield f"the heads overlap by {movement.overlap_after:.2f} (expected {_LEAST_OVERLAP})"
+    if abs(movement.scale - 1) > _MOST_SCALING:
+        yield f"lengths were changed by a factor of {movement.scale:.2f}"
+    if movement.deformation_max_mm > _FAR_DEFORMED_MM:
+        yield f"the head was deformed by up to {movement.deformation_max_mm:.0f} mm"

@@ -15,6 +15,10 @@ from codebrain.vocabulary import Preparation
 
 Image = NDArray[np.float32]
 
+Slices = tuple[int, int] | int | None
+"""Which transverse slices of a grid: the first and one past the last, counted from below; the middle N; or, by
+default, those with head."""
+
 MARGIN = 2
 """Voxels around the head that stay in a slice."""
 
@@ -96,7 +100,7 @@ class Frame:
         affine: NDArray[np.float64],
         preparation: Preparation,
         *,
-        slices: tuple[int, int] | None = None,
+        slices: Slices = None,
     ) -> Frame:
         """The frame around a head.
 
@@ -104,7 +108,7 @@ class Frame:
             foreground: where the head is, ``(i, j, k)``.
             affine: of the grid, millimetres.
             preparation: gives the pixel spacing, and the frame or the multiple that slices are cut to.
-            slices: the first slice and one past the last, counted from below; by default those with head.
+            slices: which transverse slices, see :data:`Slices`.
 
         Raises:
             InputRefused: ``IN_NO_SIGNAL`` for an empty foreground, ``DATA_SLICES`` for slices that the grid lacks.
@@ -116,11 +120,6 @@ class Frame:
         spacing = np.round(np.linalg.norm(affine[:3, :3], axis=0), 5)[list(order)]
         scales = _scales((float(spacing[1]), float(spacing[0])), preparation.pixel_spacing_mm)
         occupied = np.flatnonzero(stack.any(axis=(1, 2)))
-        if slices is not None and not 0 <= slices[0] < slices[1] <= len(stack):
-            raise refusal(
-                "DATA_SLICES", "the scan lacks slices that are asked for", found=f"{len(stack)} transverse slices",
-                expected=f"slices {slices[0]} to {slices[1] - 1}",
-            )  # fmt: skip
         sides = [np.asarray(stack.any(axis=others)) for others in ((0, 2), (0, 1))]
         frame = preparation.frame or (None, None)
         rows, columns = (
@@ -133,7 +132,7 @@ class Frame:
             shape=cast("tuple[int, int, int]", foreground.shape),
             order=order,
             flip=flip,
-            slices=slices or (int(occupied[0]), int(occupied[-1]) + 1),
+            slices=_chosen(slices, occupied, len(stack)),
             rows=rows,
             columns=columns,
             fixed=preparation.frame is not None,
@@ -196,6 +195,21 @@ class Frame:
         tuples = {name: tuple(raw[name]) for name in ("shape", "order", "flip", "slices")}
         axes = {name: Axis(**raw[name]) for name in ("rows", "columns")}
         return cls(**cast("dict[str, Any]", tuples | axes), fixed=bool(raw.get("fixed", False)))
+
+
+def _chosen(slices: Slices, occupied: NDArray[np.intp], count: int) -> tuple[int, int]:
+    """First slice and one past the last, of ``count``."""
+    if slices is None:
+        return int(occupied[0]), int(occupied[-1]) + 1
+    if isinstance(slices, int):
+        slices = ((count - slices) // 2, (count - slices) // 2 + slices)
+    if not 0 <= slices[0] < slices[1] <= count:
+        raise refusal(
+            "DATA_SLICES", "the scan has not the transverse slices that are asked for", found=f"{count} slices",
+            expected=f"{slices[1] - slices[0]} from number {slices[0]} on",
+            hint="Thick slices are no data of this protocol; leave the subject out, or ask for other --slices.",
+        )  # fmt: skip
+    return slices
 
 
 def _to_ras(affine: NDArray[np.float64]) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from codebrain.errors import Notice, refusal
 from codebrain.imaging.align import AlignmentRecord, AlignMode, align_study
-from codebrain.imaging.frame import Frame
+from codebrain.imaging.frame import Frame, Slices
 from codebrain.imaging.intensity import MinMax, Percentile, fit_normalisation, foreground_mask, to_unit
 from codebrain.imaging.study import Study
 from codebrain.imaging.volume import Volume
@@ -54,7 +54,7 @@ def prepare_study(
     *,
     align: AlignMode = "auto",
     reference: Modality | None = None,
-    slices: tuple[int, int] | None = None,
+    slices: Slices = None,
 ) -> PreparedStudy:
     """Bring a study to the form that a model was trained on.
 
@@ -64,7 +64,7 @@ def prepare_study(
         align: ``auto`` registers scans that are on other grids, ``none`` refuses them; see
             :func:`codebrain.imaging.align.align_study`.
         reference: whose grid; by default the contrast with the finest coarsest edge.
-        slices: first slice and one past the last, counted from below; by default those with head.
+        slices: which transverse slices of the reference's grid; by default those with head.
 
     Raises:
         UsageError: ``MOD_NONE`` when the preparation knows none of the contrasts.

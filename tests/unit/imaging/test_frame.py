@@ -229,11 +229,16 @@ def test_slices_are_counted_from_below_in_every_order_of_the_axes():
         np.testing.assert_array_equal(frame.apply(other)[:, : SHAPE[1], 2 : 2 + SHAPE[0]], wanted)
 
 
-@pytest.mark.parametrize("slices", [(0, 16), (-1, 4), (5, 5), (9, 4)])
+@pytest.mark.parametrize("slices", [(0, 16), (-1, 4), (5, 5), (9, 4), 16, 0])
 def test_slices_that_the_grid_lacks(slices):
-    with pytest.raises(CodeBrainError, match="15 transverse slices") as caught:
+    with pytest.raises(CodeBrainError, match="15 slices") as caught:
         Frame.fit(ball(), affine_of(5, SHAPE), framed((24, 24)), slices=slices)
     assert caught.value.code == "DATA_SLICES"
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(15, (0, 15)), (5, (5, 10)), (6, (4, 10)), (1, (7, 8))])
+def test_the_middle_slices(count, wanted):
+    assert Frame.fit(ball(), affine_of(5, SHAPE), framed((24, 24)), slices=count).slices == wanted
 
 
 def test_a_fixed_frame_survives_json_and_older_records_have_none():
