@@ -24,7 +24,7 @@ from codebrain.data.slices import LEAST_FOREGROUND
 from codebrain.errors import refusal
 from codebrain.imaging.align import AlignmentRecord, align_study
 from codebrain.imaging.frame import Frame
-from codebrain.imaging.intensity import fit_normalisation, foreground_mask
+from codebrain.imaging.intensity import fit_normalisation, foreground_mask, to_unit
 from codebrain.imaging.prepared import PreparedStudy, prepare_study
 from codebrain.imaging.study import Study
 from codebrain.machine import choose_device, set_threads
@@ -284,8 +284,8 @@ class Truth:
 
 def _unit(prepared: PreparedStudy, data: Image) -> Image:
     """A scan in [0, 1] as :func:`codebrain.imaging.prepared.prepare_study` makes it."""
-    mask = foreground_mask(data)
-    return fit_normalisation(prepared.preparation, data, mask).apply(data) * mask
+    mask, how = foreground_mask(data), prepared.preparation
+    return to_unit(how, fit_normalisation(how, data, mask), data, mask)
 
 
 def score_rows(

@@ -26,6 +26,8 @@ ONLY_IN: dict[str, set[str]] = {
     "nibabel.loadsave.save": set(),
     "SimpleITK.ReadImage": set(),
     "SimpleITK.WriteImage": set(),
+    "ants.image_read": {"imaging/synra.py"},  # the deformation that ANTs has just written into a temporary folder
+    "ants.image_write": set(),
     "torch.load": set(),
     "torch.save": set(),
     "torch.hub.load_state_dict_from_url": set(),

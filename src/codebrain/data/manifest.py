@@ -99,7 +99,7 @@ class SubjectRow:
     """What happened to one subject.
 
     Attributes:
-        status: ``prepared``, ``skipped`` or ``refused``.
+        status: ``prepared``, ``skipped``, ``refused`` or ``missing``.
         code, message: why it was not prepared.
         split: the split it is in, when prepared.
     """
@@ -123,6 +123,7 @@ class Manifest:
         records: the prepared subjects, in order; the position is the subject number of picks.
         created_by: program and version.
         align: how contrasts on different grids were treated.
+        protocol: what else the studies have in common: kind of source, reference, threads.
     """
 
     preparation: Preparation
@@ -131,6 +132,7 @@ class Manifest:
     records: tuple[SubjectRecord, ...]
     created_by: str = ""
     align: str = "auto"
+    protocol: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = field(default=SCHEMA_VERSION)
 
     @property
@@ -141,6 +143,7 @@ class Manifest:
             "splits": dict(self.splits),
             "split_of": {row.subject: row.split for row in self.rows if row.status == "prepared"},
             "records": [record.as_dict() for record in self.records],
+            **({"protocol": dict(self.protocol)} if self.protocol else {}),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -154,6 +157,7 @@ class Manifest:
             "schema_version": self.schema_version,
             "created_by": self.created_by,
             "align": self.align,
+            "protocol": dict(self.protocol),
             "preparation": json.loads(self.preparation.to_json()),
             "splits": dict(self.splits),
             "subjects": [asdict(row) for row in self.rows],
@@ -181,6 +185,7 @@ class Manifest:
                 records=tuple(SubjectRecord.from_dict(record) for record in raw["records"]),
                 created_by=raw["created_by"],
                 align=raw["align"],
+                protocol=raw.get("protocol", {}),  # younger than the first stores
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise corrupt(f"the manifest is damaged: {error}") from error

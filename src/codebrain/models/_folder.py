@@ -34,7 +34,7 @@ from codebrain.errors import CodeBrainError, refusal
 from codebrain.imaging import safe_files
 from codebrain.models import build_model, bundled_models
 from codebrain.parsing import parse_json_object, read_small
-from codebrain.vocabulary import ModalitySet, Preparation
+from codebrain.vocabulary import YOUNGER_FIELDS, ModalitySet, Preparation
 
 if TYPE_CHECKING:
     from codebrain.models._contract import ImputationModel
@@ -279,7 +279,13 @@ def _identity(model: ImputationModel, preparation: Preparation) -> dict[str, str
         "normalisation": preparation.normalisation,
         "percentiles": json.dumps(preparation.percentiles),
         "pixel spacing": json.dumps(preparation.pixel_spacing_mm),
+        **_younger(asdict(preparation)),
     }
+
+
+def _younger(fields: Mapping[str, Any]) -> dict[str, str]:
+    """What identifies a model of the fields of the preparation that older weights files do not declare."""
+    return {name: json.dumps(fields[name]) for name in YOUNGER_FIELDS}
 
 
 def _check_identity(folder: Path, weights: bytes, model: ImputationModel, preparation: Preparation) -> None:
@@ -311,7 +317,7 @@ def _completed(stored: Any, model: ImputationModel) -> dict[str, str]:
     try:
         settings = parse_json_object(stored["settings"])
         defaults = json.loads(json.dumps(asdict(type(model.settings)())))
-        return {**stored, "settings": json.dumps(defaults | settings, sort_keys=True)}
+        return _younger(YOUNGER_FIELDS) | {**stored, "settings": json.dumps(defaults | settings, sort_keys=True)}
     except (KeyError, TypeError, ValueError):
         return dict(stored)  # not the settings of a model, which is then a difference
 

@@ -92,7 +92,7 @@ def render(run: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     return _template().render(
         run=dict(run) | {"inputs": [_with_movement(entry) for entry in run["inputs"]]},
         style=Markup(style),
-        style_hash=_csp_hash(style),
+        style_hash=csp_hash(style),
         figures=figures,
         imputed=run["imputed"],
         given=[entry["contrast"] for entry in run["inputs"] if entry["role"] == "given"],
@@ -119,7 +119,8 @@ def _template() -> jinja2.Template:
     return environment.get_template("study.html.j2")
 
 
-def _csp_hash(style: str) -> Markup:
+def csp_hash(style: str) -> Markup:
+    """What a content security policy calls the one style that a page may use."""
     return Markup("sha256-" + base64.b64encode(hashlib.sha256(style.encode()).digest()).decode())
 
 
