@@ -172,6 +172,19 @@ def foreground_mask(data: Image) -> Mask:
     return _filled_slices(_largest(data > _otsu(data)))
 
 
+def skull_stripped(data: Image) -> bool:
+    """Whether a scan shows the brain without the head around it: its background is one value, and its rim is bright.
+
+    Args:
+        data: scanner units, ``(i, j, k)``.
+    """
+    constant = border_constant(data)
+    if constant is None:
+        return False
+    differing = data != constant
+    return _is_stripped(np.abs(data - constant), differing, _largest(differing))
+
+
 def border_constant(data: Image) -> float | None:
     """The one value that fills most of the six faces; ``None`` where there is none."""
     faces = np.concatenate([np.moveaxis(data, axis, 0)[place].ravel() for axis in range(3) for place in (0, -1)])

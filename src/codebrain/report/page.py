@@ -85,11 +85,11 @@ def render(run: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         run: the run's record.
         pictures: PNG files by the name they have in the record.
     """
-    style = (_HERE / "style.css").read_text(encoding="utf-8")
+    style = style_sheet()
     heavy = sum(map(len, pictures.values())) > PICTURES_LIMIT
     figures = [dict(f) | {"data": _data_uri(pictures[f["file"]], heavy)} for f in run["figures"]]
     metrics = list(dict.fromkeys(row["metric"] for row in run["scores"]))
-    return _template().render(
+    return template("study.html.j2").render(
         run=dict(run) | {"inputs": [_with_movement(entry) for entry in run["inputs"]]},
         style=Markup(style),
         style_hash=csp_hash(style),
@@ -112,11 +112,17 @@ def _sentence(words: Sequence[str]) -> str:
     return " and ".join([*filter(None, [", ".join(words[:-1])]), *words[-1:]])
 
 
-def _template() -> jinja2.Template:
+def style_sheet() -> str:
+    """What every page looks like."""
+    return (_HERE / "style.css").read_text(encoding="utf-8")
+
+
+def template(name: str) -> jinja2.Template:
+    """A template of this folder: everything escaped, nothing undefined passes."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    return environment.get_template("study.html.j2")
+    return environment.get_template(name)
 
 
 def csp_hash(style: str) -> Markup:

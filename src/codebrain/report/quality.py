@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from codebrain.data.prepare import PICTURES
@@ -17,10 +16,9 @@ from codebrain.data.table import quality_rows
 from codebrain.imaging.align import quality_rule
 from codebrain.imaging.safe_files import write_text
 from codebrain.marks import RESEARCH_USE_ONLY
-from codebrain.report.page import csp_hash
+from codebrain.report.page import csp_hash, style_sheet, template
 
 QUALITY_FILE = "quality.html"
-_HERE = Path(__file__).parent
 
 
 def write_quality_page(store: Path) -> Path | None:
@@ -43,8 +41,8 @@ def write_quality_page(store: Path) -> Path | None:
         for name, own in sorted(by_subject.items(), key=lambda item: (not _failed(item[1]), _worst(item[1]), item[0]))
     ]
     others = [row for row in manifest.rows if row.status in ("refused", "missing")]
-    style = (_HERE / "style.css").read_text(encoding="utf-8")
-    page = _template().render(
+    style = style_sheet()
+    page = template("quality.html.j2").render(
         store=store.resolve().name,
         subjects=subjects,
         failed=[subject["name"] for subject in subjects if subject["failed"]],
@@ -82,10 +80,3 @@ def _picture(store: Path, subject: str) -> str:
     except OSError:
         return ""
     return "data:image/jpeg;base64," + base64.b64encode(content).decode()
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template("quality.html.j2")
