@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from codebrain.data.archives import find_brats, find_ixi
+from codebrain.data.bids_source import find_bids
 from codebrain.data.lists import PublishedLists, SplitRule, select
 from codebrain.data.sources import Finder, Found, find_subjects
 from codebrain.data.splits import Division, Drawn, Split
@@ -99,7 +100,9 @@ BRATS = DataSet(
 )  # fmt: skip
 """Registered and skull-stripped by its makers; 80 middle slices, 240 x 240. Source: as above."""
 
-DATASETS = {dataset.name: dataset for dataset in (IXI, BRATS, FOLDER)}
+BIDS = DataSet("bids", find_bids)
+
+DATASETS = {dataset.name: dataset for dataset in (IXI, BRATS, BIDS, FOLDER)}
 
 
 def dataset_named(name: str) -> DataSet:

@@ -106,7 +106,7 @@ def select(
         source=lists.source,
         left_out=tuple(sorted(out)),
     )
-    return Found(tuple(kept), tuple(rows)), listed
+    return replace(found, subjects=tuple(kept), passed_over=tuple(rows)), listed
 
 
 def _strongest(lists: PublishedLists) -> dict[str, Split]:

@@ -170,7 +170,13 @@ def prepare_store(
         except CodeBrainError:
             write_text(target / "subjects.tsv", subjects_table(rows, records, seconds))
             raise
-        manifest = _manifest(protocol, kind, splits, rows, records)
+        for notice in found.notices:
+            _log.warning("%s: %s", notice.file or kind, notice.message)
+        facts = {
+            "kind": kind, "reference": protocol.reference, "reproducible": protocol.reproducible,
+            "notices": [notice.as_dict() for notice in found.notices],
+        }  # fmt: skip
+        manifest = _manifest(protocol, facts, splits, rows, records)
         with staged(target, last="manifest.json") as stage:
             write_text(stage / "subjects.tsv", subjects_table(manifest.rows, records, seconds))
             write_text(stage / "quality.tsv", quality_table(quality_rows(manifest.rows, records)))
@@ -201,6 +207,8 @@ def prepare_subject(task: _Task) -> SubjectRecord:
     digest = _digest(task, inputs)
     if task.resume and (record := _finished(task, digest)) is not None:
         return replace(record, patient=subject.patient, inputs=inputs)
+    if subject.check is not None:
+        subject.check()
     study = Study.read(dict(subject.files), name=subject.subject)
     with _scratch(task.store):
         prepared = prepare_study(
@@ -407,7 +415,7 @@ def _divided(records: Sequence[SubjectRecord], found: Found, division: Division)
 
 def _manifest(
     protocol: Protocol,
-    kind: str,
+    facts: Mapping[str, Any],
     splits: Splits,
     rows: Sequence[SubjectRow],
     records: tuple[SubjectRecord, ...],
@@ -421,7 +429,7 @@ def _manifest(
         records=records,
         created_by=f"codebrain {codebrain.__version__}",
         align=protocol.align,
-        protocol={"kind": kind, "reference": protocol.reference, "reproducible": protocol.reproducible},
+        protocol=facts,
     )
 
 

@@ -44,6 +44,7 @@ class SubjectFiles:
         slices: which transverse slices a protocol uses, see :data:`codebrain.imaging.frame.Slices`; ``None`` leaves
             the choice to whoever prepares.
         notices: what was accepted with a warning when the study was found.
+        check: reads what lies beside the scans, and refuses the study for it; called by whoever prepares it.
     """
 
     subject: str
@@ -52,6 +53,7 @@ class SubjectFiles:
     root: Path
     slices: Slices = None
     notices: tuple[Notice, ...] = ()
+    check: Callable[[], None] | None = None
 
     def relative(self, modality: Modality) -> str:
         """The file of ``modality`` as records write it: without the machine's own path."""
@@ -77,10 +79,17 @@ class PassedOver:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found; nothing that looked like a study is left out."""
+    """What a search found; nothing that looked like a study is left out.
+
+    Attributes:
+        subjects: the studies.
+        passed_over: what is no study, and why.
+        notices: what was accepted with a warning about the source as a whole.
+    """
 
     subjects: tuple[SubjectFiles, ...]
     passed_over: tuple[PassedOver, ...] = ()
+    notices: tuple[Notice, ...] = ()
 
     @property
     def modalities(self) -> ModalitySet:
@@ -95,8 +104,8 @@ class Found:
             if len(files) >= 2:
                 kept.append(replace(subject, files=files))
             else:
-                passed.append(_too_few(subject.subject, list(files)))
-        return Found(tuple(kept), tuple(passed))
+                passed.append(too_few(subject.subject, list(files), subject.patient))
+        return replace(self, subjects=tuple(kept), passed_over=tuple(passed))
 
     def complete(self, modalities: ModalitySet) -> Found:
         """Only studies with all of these contrasts; the others are refused, because a protocol needs them."""
@@ -108,7 +117,7 @@ class Found:
                 passed.append(PassedOver(subject.subject, "refused", "DATA_CONTRASTS", message, subject.patient))
             else:
                 kept.append(subject)
-        return Found(tuple(kept), tuple(passed))
+        return replace(self, subjects=tuple(kept), passed_over=tuple(passed))
 
     def without(self, names: Collection[str]) -> Found:
         """Without these subjects or patients, which are passed over as asked.
@@ -127,7 +136,7 @@ class Found:
         out = [one for one in self.subjects if {one.subject, one.patient} & set(names)]
         rows = [PassedOver(one.subject, "skipped", "DATA_EXCLUDED", "left out as asked", one.patient) for one in out]
         kept = tuple(one for one in self.subjects if one not in out)
-        return Found(kept, (*self.passed_over, *rows))
+        return replace(self, subjects=kept, passed_over=(*self.passed_over, *rows))
 
 
 Finder = Callable[[Sequence[Path]], Found]
@@ -169,6 +178,7 @@ def join(found: Iterable[Found]) -> Found:
     everything = Found(
         tuple(subject for part in parts for subject in part.subjects),
         tuple(passed for part in parts for passed in part.passed_over),
+        tuple(notice for part in parts for notice in part.notices),
     )
     _refuse_duplicates(everything)
     return everything
@@ -183,7 +193,7 @@ def _search(root: Path) -> Found:
         if isinstance(one, PassedOver):
             passed.append(one)
         elif len(one.files) < 2:
-            passed.append(_too_few(one.subject, list(one.files)))
+            passed.append(too_few(one.subject, list(one.files), one.patient))
         else:
             subjects.append(replace(one, patient=table.get(one.subject) or one.patient))
     if not subjects and not passed:
@@ -218,9 +228,10 @@ def study_folders(root: Path, folder: Path, depth: int) -> Iterator[SubjectFiles
             yield from study_folders(root, child, depth - 1)
 
 
-def _too_few(subject: str, modalities: list[Modality]) -> PassedOver:
+def too_few(subject: str, modalities: list[Modality], patient: str = "") -> PassedOver:
+    """The row of a study with fewer than two contrasts."""
     what = f"one contrast ({modalities[0]})" if modalities else "none of the wanted contrasts"
-    return PassedOver(subject, "skipped", "DATA_CONTRASTS", f"{what}: nothing to learn imputation from")
+    return PassedOver(subject, "skipped", "DATA_CONTRASTS", f"{what}: nothing to learn imputation from", patient)
 
 
 def _nothing_found(root: Path) -> CodeBrainError:

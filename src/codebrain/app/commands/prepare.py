@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,8 +41,8 @@ def register(app: typer.Typer) -> None:
         kind: Annotated[
             str,
             typer.Argument(
-                metavar="ixi|brats|folder",
-                help="Kind of source: the IXI or BraTS archive as published, or a `folder` of study folders.",
+                metavar="ixi|brats|bids|folder",
+                help="The IXI or BraTS archive as published, a BIDS data set, or a folder of study folders.",
             ),
         ],
         source: Annotated[list[Path], typer.Argument(metavar="SRC...", help="One or more sources.")],
@@ -90,6 +91,15 @@ def register(app: typer.Typer) -> None:
                 metavar="auto|synra|none", help=f"Register rigidly, with a deformation (ANTs), or refuse; {_OWN}."
             ),
         ] = None,
+        choose: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--filter", metavar="[CONTRAST:]ENTITY=LABEL", help="BIDS: which of several files; may be repeated."
+            ),
+        ] = None,
+        no_validate: Annotated[
+            bool, typer.Option("--no-validate", help="BIDS: accept a data set without dataset_description.json.")
+        ] = False,
         reproducible: Annotated[
             bool, typer.Option("--reproducible", help="One thread per study, so that synra gives equal bytes again.")
         ] = False,
@@ -108,8 +118,9 @@ def register(app: typer.Typer) -> None:
         Exit status 6 when some studies were refused, 3 when all were; subjects.tsv says why.
         """
         choices = _Choices(
-            contrasts, normalisation, spacing, frame, background, slices, align, split, unlisted, reproducible
-        )
+            contrasts, normalisation, spacing, frame, background, slices, align, split, unlisted, reproducible,
+            tuple(choose or ()), no_validate,
+        )  # fmt: skip
         run(
             lambda: _prepare(
                 kind, source, out, choices, exclude=_ids(exclude) or [], seed=seed, val=_ids(val), test=_ids(test),
@@ -133,6 +144,8 @@ class _Choices:
     split: str | None
     unlisted: str | None
     reproducible: bool
+    filters: tuple[str, ...]
+    no_validate: bool
 
 
 def _prepare(
@@ -196,7 +209,21 @@ def _chosen(dataset: DataSet, choices: _Choices) -> DataSet:
         changes["frame"] = _frame(choices.frame)
     if choices.slices is not None:
         changes["slices"] = _slices(choices.slices)
+    if choices.filters or choices.no_validate:
+        changes["find"] = _bids_finder(dataset, choices)
     return replace(dataset, **changes)
+
+
+def _bids_finder(dataset: DataSet, choices: _Choices) -> Any:
+    from codebrain.data.bids_source import find_bids
+    from codebrain.imaging.bids_dataset import Filter
+
+    if dataset.name != "bids":
+        raise refusal("CONFIG", "only BIDS data sets are filtered and validated", field="--filter, --no-validate",
+                      found=dataset.name)  # fmt: skip
+    return partial(
+        find_bids, validate=not choices.no_validate, filters=[Filter.parse(text) for text in choices.filters]
+    )
 
 
 def _split(dataset: DataSet, choices: _Choices, *, drawn: bool) -> tuple[str, Any]:
