@@ -43,6 +43,11 @@ def sidecar_name(stem: str, modality: Modality) -> str:
     return f"{stem}_{modality}_imputed.json"
 
 
+def dicom_name(stem: str, modality: Modality) -> str:
+    """Folder name of an imputed contrast as a DICOM series."""
+    return f"{stem}_{modality}_imputed_dicom"
+
+
 def check_stem(stem: str) -> str:
     """The study's name, if files can be named after it.
 
@@ -186,6 +191,8 @@ class RunFolder:
             (stage / name).replace(target)
         for name in stale:
             (self.path / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a series' folder, when nothing is left in it
+                (self.path / name).parent.rmdir()
         safe_files.fsync_path(self.path)
 
 
@@ -193,7 +200,7 @@ def _outputs(folder: Path) -> set[Path]:
     """Files that ``run.json`` in ``folder`` says its run wrote; only plain names inside the folder count."""
     try:
         listed = json.loads((folder / RUN_FILE).read_text())["outputs"]
-        names = {Path(output["file"]) for output in listed}
+        names = {Path(output["file"], part) for output in listed for part in output.get("files", [""])}
     except (OSError, ValueError, KeyError, TypeError):
         return set()
     return {name for name in names if not name.is_absolute() and ".." not in name.parts}

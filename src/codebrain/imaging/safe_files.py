@@ -22,7 +22,7 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -133,6 +133,24 @@ def write_bytes(target: Path | str, content: bytes) -> None:
     """
     with atomic_stream(target) as stream:
         stream.write(content)
+
+
+def write_scratch(target: Path | str, chunks: Iterable[bytes]) -> int:
+    """Write a file into a temporary folder of our own, where nothing need outlast us; gives its length.
+
+    Raises:
+        EnvironmentRefused: ``OUT_SPACE``, ``OUT_PERMISSION``.
+    """
+    target, written = Path(target), 0
+    try:
+        with target.open("xb") as stream:
+            for chunk in chunks:
+                written += stream.write(chunk)
+    except OSError as error:
+        if error.filename not in (None, str(target)):
+            raise
+        raise output_refusal(error, target.parent) from error
+    return written
 
 
 def write_text(target: Path | str, content: str) -> None:
