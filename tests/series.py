@@ -169,7 +169,9 @@ def enhanced(made, *, order=None):
     )]  # fmt: skip
     whole.PerFrameFunctionalGroupsSequence = [
         item(
-            FrameContentSequence=[item(StackID="1", InStackPositionNumber=k + 1, DimensionIndexValues=[1, k + 1])],
+            FrameContentSequence=[
+                item(StackID="1", InStackPositionNumber=int(k) + 1, DimensionIndexValues=[1, int(k) + 1])
+            ],
             PlanePositionSequence=[item(ImagePositionPatient=made[k].ImagePositionPatient)],
         )
         for k in order
@@ -177,6 +179,15 @@ def enhanced(made, *, order=None):
     whole.PixelData = b"".join(made[k].PixelData for k in order)
     whole["PixelData"].VR = "OW"
     return whole
+
+
+def two_echoes():
+    """A proton-density and a T2 stack that were acquired together: one series, number 4."""
+    made = slices(contrast="PD", number=4)
+    late = slices(contrast="T2", number=4)
+    for k, ds in enumerate(late):
+        ds.SeriesInstanceUID, ds.SOPInstanceUID = made[0].SeriesInstanceUID, f"1.2.3.{k + 1}"
+    return [*made, *late]
 
 
 def item(**tags):

@@ -29,7 +29,7 @@ import codebrain
 from codebrain import marks
 from codebrain.errors import refusal
 from codebrain.imaging import safe_files
-from codebrain.imaging.dicom.header import CLASSIC_MR, EXPLICIT
+from codebrain.imaging.dicom.header import CLASSIC_MR, EXPLICIT, quiet
 from codebrain.imaging.dicom.instance import Plane
 from codebrain.imaging.dicom.series import Layout, Series
 from codebrain.imaging.dicom.values import IDENTITY
@@ -90,9 +90,10 @@ def write_derived(
     common = _Common(series, modality, provenance, keep_patient, stored, slope, intercept)
     paths = []
     for number, plane in enumerate(layout.planes, start=1):
-        path = folder / f"{number:04d}.dcm"
-        safe_files.write_scratch(path, [_encoded(common.image(number, plane))])
-        paths.append(path)
+        with quiet():  # a patient's data are copied as they are, valid or not
+            content = _encoded(common.image(number, plane))
+        paths.append(folder / f"{number:04d}.dcm")
+        safe_files.write_scratch(paths[-1], [content])
     return paths
 
 
@@ -161,6 +162,8 @@ class _Common:
         content = safe_files.sha256_bytes(stored.tobytes() + f"{slope} {intercept} {keep_patient}".encode())
         self.uid = _uid(series.first.series, str(modality), provenance.model_sha256, content)
         self.thickness = _thickness(series.layout)
+        others = [other for other in provenance.used.values() if other is not None and other is not series]
+        self.others = [(o, np.array([_centre(p, o.first.shape) for p in o.layout.planes])) for o in others]
 
     def image(self, number: int, plane: Plane) -> Any:
         """One slice as a data set.
@@ -243,8 +246,8 @@ class _Common:
             yield keyword, None
 
     def _references(self, ds: Any, plane: Plane) -> None:
-        sources = [_reference(self.series, plane)]
-        sources += [_reference(other, near) for other, near in self._others(plane)]
+        near = self._near(plane)
+        sources = [_reference(self.series, plane), *(_reference(other, its) for other, its in near)]
         ds.SourceImageSequence = sources
         ds.ContributingEquipmentSequence = [_item(
             Manufacturer="codebrain",
@@ -254,7 +257,7 @@ class _Common:
             PurposeOfReferenceCodeSequence=[_code("109102", "Processing Equipment")],
         )]  # fmt: skip
         series = {self.series.first.series: [sources[0]]}
-        for (other, _), item in zip(self._others(plane), sources[1:], strict=True):
+        for (other, _), item in zip(near, sources[1:], strict=True):
             series.setdefault(other.first.series, []).append(item)
         ds.ReferencedSeriesSequence = [
             _item(
@@ -270,13 +273,12 @@ class _Common:
             for uid, items in series.items()
         ]
 
-    def _others(self, plane: Plane) -> list[tuple[Series, Plane]]:
+    def _near(self, plane: Plane) -> list[tuple[Series, Plane]]:
         """Of every other DICOM series that the model was given, the slice nearest to ``plane``."""
-        others = [other for other in self.provenance.used.values() if other is not None and other is not self.series]
         here = _centre(plane, self.series.first.shape)
         return [
-            (other, min(other.layout.planes, key=lambda p: float(np.linalg.norm(_centre(p, other.first.shape) - here))))
-            for other in others
+            (other, other.layout.planes[int(np.linalg.norm(centres - here, axis=1).argmin())])
+            for other, centres in self.others
         ]
 
     def _pixels(self, ds: Any, plane: NDArray[np.uint16]) -> None:

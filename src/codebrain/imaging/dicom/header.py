@@ -63,7 +63,7 @@ def read_instance(store: Store, name: str, size: int) -> Instance | None:
         syntax = _transfer_syntax(stream, file)
         if syntax == DEFLATED:
             raise _deflated(stream, file)
-        with _quiet():
+        with quiet():
             ds = _parse(stream, file)
             if ds.file_meta.get("MediaStorageSOPClassUID") == DIRECTORY:
                 return None
@@ -122,20 +122,19 @@ def _deflated(stream: Stream, file: Path) -> CodeBrainError:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """pydicom without its warnings, which quote values, and without its judgement of them, which is ours."""
+def quiet() -> Iterator[None]:
+    """pydicom without its warnings, which quote values, and without its judgement of them, which is ours.
+
+    Raises:
+        EnvironmentRefused: ``ENV_EXTRA`` without pydicom.
+    """
     try:
         from pydicom import config
     except ImportError as error:
         raise missing_extra("pydicom", "dicom", "reading DICOM") from error
-    mode = config.settings.reading_validation_mode
-    config.settings.reading_validation_mode = config.IGNORE
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        config.settings.reading_validation_mode = mode
+    with config.disable_value_validation(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _parse(stream: Stream, file: Path) -> Any:
