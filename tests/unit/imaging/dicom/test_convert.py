@@ -101,7 +101,7 @@ SCALE = 1 + np.arange(scans.SHAPE[2]) / 8
         (lambda: compressed(jpeg2000), HEAD, "1.2.840.10008.1.2.4.90"),
     ],
     ids=["axial", "implicit", "sagittal", "coronal", "reversed", "MONOCHROME1", "signed 12 in 16", "junk bits",
-         "scaled", "scaled by slice", "enhanced", "enhanced, frames shuffled", "enhanced, scaled by frame", "JPEG 2000"],
+         "scaled", "scaled by slice", "enhanced", "enhanced, shuffled", "enhanced, scaled by frame", "JPEG 2000"],
 )  # fmt: skip
 def test_g4_g11_the_voxels_and_the_place(make, expected, syntax, tmp_path):
     volume = read_series(only_series(series.write(tmp_path, make(), syntax=syntax)))
