@@ -121,7 +121,8 @@ class Imputer:
         """Complete a study.
 
         Args:
-            inputs: path or nibabel image by contrast (aliases accepted), or a :class:`Study`.
+            inputs: path (of a NIfTI file, or of a folder or zip with one DICOM series) or nibabel image by
+                contrast (aliases accepted), or a :class:`Study`.
             want: contrasts to impute; by default all that the model knows and the study lacks.
             name: the study's name; files are named after it.
             align: ``auto`` registers contrasts that are not on one grid, ``none`` refuses them.
@@ -129,7 +130,7 @@ class Imputer:
             intensity: ``scanner`` scales to the training median of each contrast, ``unit`` gives [0, 1].
             evaluate: withhold wanted contrasts that were given, and score against them.
             advance: called as ``advance(done, total, note)``.
-            **reading: ``max_voxels``, ``volume_index``, ``accept_no_orientation`` of
+            **reading: ``max_voxels``, ``volume_index``, ``accept_no_orientation``, ``accept_synthetic`` of
                 :func:`codebrain.imaging.volume.read_volume`.
 
         Raises:
@@ -165,6 +166,7 @@ class Imputer:
                 doubt_image,
                 prepared.reference,
                 facts.sidecar(m, scales[m]),
+                sources={given: study.volumes[given].series for given in plan.given},
             )
             for m, data in unit.items()
         }

@@ -43,6 +43,11 @@ def sidecar_name(stem: str, modality: Modality) -> str:
     return f"{stem}_{modality}_imputed.json"
 
 
+def dicom_name(stem: str, modality: Modality) -> str:
+    """Folder name of an imputed contrast as a DICOM series."""
+    return f"{stem}_{modality}_imputed_dicom"
+
+
 def check_stem(stem: str) -> str:
     """The study's name, if files can be named after it.
 
@@ -198,8 +203,8 @@ def _outputs(folder: Path) -> set[Path]:
     """Files that ``run.json`` in ``folder`` says its run wrote; only plain names inside the folder count."""
     try:
         listed = parse_json((folder / RUN_FILE).read_bytes())["outputs"]
-        names = {Path(output["file"]) for output in listed}
-    except (OSError, ValueError, KeyError, TypeError):
+        names = {Path(output["file"], part) for output in listed for part in output.get("files", [""])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return set()
     return {name for name in names if not name.is_absolute() and ".." not in name.parts and "\0" not in str(name)}
 

@@ -135,6 +135,24 @@ def write_bytes(target: Path | str, content: bytes) -> None:
         stream.write(content)
 
 
+def write_scratch(target: Path | str, chunks: Iterable[bytes]) -> int:
+    """Write a file into a temporary folder of our own, where nothing need outlast us; gives its length.
+
+    Raises:
+        EnvironmentRefused: ``OUT_SPACE``, ``OUT_PERMISSION``.
+    """
+    target, written = Path(target), 0
+    try:
+        with target.open("xb") as stream:
+            for chunk in chunks:
+                written += stream.write(chunk)
+    except OSError as error:
+        if error.filename not in (None, str(target)):
+            raise
+        raise output_refusal(error, target.parent) from error
+    return written
+
+
 def write_text(target: Path | str, content: str) -> None:
     """Write UTF-8 text to ``target``, all or nothing."""
     write_bytes(target, content.encode())
@@ -206,6 +224,9 @@ def _take_places(stage: Path, folder: Path, last: Path, removed: list[Path]) -> 
         for place in {(folder / name).parent for name in files}:
             fsync_path(place)
         undo.pop_all()
+    for place in {(folder / name).parent for name in removed} - {folder}:
+        with contextlib.suppress(OSError):  # something is still in it
+            place.rmdir()
 
 
 def _step_aside(target: Path, aside: Path, undo: contextlib.ExitStack) -> None:
