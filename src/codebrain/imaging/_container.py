@@ -22,6 +22,9 @@ from codebrain.errors import CodeBrainError, Notice, refusal
 
 _CHUNK = 1 << 20
 _GZIP = b"\x1f\x8b"
+_DICOM = b"DICM"
+"""After a preamble of 128 bytes."""
+
 _DRAIN = 64 << 20
 """Bytes past the promised voxels (or past a refused header) that are still read to find the checksum."""
 
@@ -305,12 +308,23 @@ def pair_of(path: Path) -> tuple[Path, Path] | None:
     return (path, there[0]) if part.lower() == "hdr" else (there[0], path)
 
 
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM by its content; ``False`` for what cannot be read."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as stream:
+            return stream.read(132)[128:] == _DICOM
+    except OSError:
+        return False
+
+
 def _refuse_foreign(head: bytes, path: Path) -> None:
     lowered = head.lower().lstrip(b"\xef\xbb\xbf \r\n\t./")
     for mark, what, hint in _FOREIGN:
         if lowered.startswith(mark.lstrip(b"./")):
             raise refusal("IN_FORMAT", f"this is {what}", file=path, expected="NIfTI (.nii or .nii.gz)", hint=hint)
-    if head[128:132] == b"DICM":
+    if head[128:132] == _DICOM:
         raise refusal(
             "IN_FORMAT", "this is a DICOM file", file=path, expected="NIfTI (.nii or .nii.gz)",
             hint="Convert its series with dcm2niix.",

@@ -6,8 +6,8 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,12 @@ from codebrain.vocabulary import Modality
 
 _log = logging.getLogger(__name__)
 
+Key = TypeVar("Key")
+
 _WORKING_MM = 2.0
 """Registration works on voxels of about this size: a few seconds a contrast, a tenth of a voxel off."""
 
-_TRUSTED = 1.05
+TRUSTED = 1.05
 """Normalised mutual information after registration: 1.052 to 1.128 for contrasts of one head (eleven pairs), 1.020
 to 1.051 for two different heads (six pairs)."""
 
@@ -144,11 +146,24 @@ def choose_reference(study: Study, wanted: Modality | None) -> Modality:
                       expected=", ".join(study.volumes))  # fmt: skip
     if wanted is not None:
         return wanted
+    return finest({m: study.volumes[m] for m in Modality if m in study.volumes})
+
+
+def finest(volumes: Mapping[Key, Volume]) -> Key:
+    """Which scan has the finest coarsest edge; the first of equals."""
     # Rounded, so that 2.9985 mm and 3 mm are a tie.
-    return min(
-        (m for m in Modality if m in study.volumes),
-        key=lambda m: round(max(study.volumes[m].spacing), 1),
-    )
+    return min(volumes, key=lambda key: round(max(volumes[key].spacing), 1))
+
+
+def movements_onto(fixed: Volume, others: Mapping[Key, Volume]) -> dict[Key, Movement]:
+    """How :func:`align_study` would move each scan onto ``fixed``; nothing is resampled.
+
+    Raises:
+        EnvironmentRefused: ``ENV_EXTRA`` when SimpleITK is missing.
+    """
+    with _one_thread(_simple_itk()) as sitk:
+        target = _Target(sitk, fixed)
+        return {key: target.find(volume)[1] for key, volume in others.items()}
 
 
 def _mismatch(fixed: Volume, other: Volume, home: Modality, modality: Modality) -> Exception:
@@ -192,20 +207,25 @@ class _Target:
     def register(self, moving: Volume) -> tuple[Volume, Movement]:
         """``moving`` on the reference grid, and how it came there."""
         begun = time.perf_counter()
+        transform, movement = self.find(moving)
+        data = self._resample(moving, transform)
+        return on_grid_of(moving, self.fixed, data), replace(movement, seconds=time.perf_counter() - begun)
+
+    def find(self, moving: Volume) -> tuple[Any, Movement]:
+        """The transform that brings ``moving`` onto the reference, and how far it moves."""
+        begun = time.perf_counter()
         small, _, centre = _working(self.sitk, moving)
         still = self._rigid((0.0, 0.0, 0.0))
         before = self._similarity(small, still)
         best, after, start = still, before, "header"
         for name, shift in (("header", np.zeros(3)), ("centre of mass", centre - self.centre)):
-            if name != "header" and (after > _TRUSTED or np.linalg.norm(shift) < _NEAR_MM):
+            if name != "header" and (after > TRUSTED or np.linalg.norm(shift) < _NEAR_MM):
                 continue
             found = self._optimise(small, self._rigid(shift))
             value = self._similarity(small, found)
             if value > after + _GAIN:
                 best, after, start = found, value, name
-        data = self._resample(moving, best)
-        movement = self._movement(best, before, after, start, best is not still, time.perf_counter() - begun)
-        return on_grid_of(moving, self.fixed, data), movement
+        return best, self._movement(best, before, after, start, best is not still, time.perf_counter() - begun)
 
     def _rigid(self, shift: Any) -> Any:
         transform = self.sitk.Euler3DTransform()
@@ -307,12 +327,12 @@ def normalised_mutual_information(a: NDArray[Any], b: NDArray[Any], bins: int = 
 
 def _doubts(modality: Modality, movement: Movement, file: str) -> Iterator[Notice]:
     """The quality gate: a similarity or movement that two different heads show as well proves nothing."""
-    alike = movement.similarity_after >= _TRUSTED
+    alike = movement.similarity_after >= TRUSTED
     if alike and movement.shift_mm <= _FAR_MM and movement.rotation_deg <= _FAR_DEG:
         return
     message = (
         f"{modality} may not lie on the reference: after moving it by {movement.shift_mm:.0f} mm and"
         f" {movement.rotation_deg:.0f} degrees their similarity is {movement.similarity_after:.3f} (contrasts of one"
-        f" head usually reach {_TRUSTED}); look at the preview"
+        f" head usually reach {TRUSTED}); look at the preview"
     )
     yield Notice("GEO_ALIGN_POOR", message, file)
