@@ -100,7 +100,11 @@ def set_threads(threads: int | None = None) -> int:
 
     if threads is not None and threads < 1:
         raise refusal("CONFIG", "the number of threads must be at least 1", field="threads", found=threads)
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    default = min(allotted_cores(), int(asked)) if asked.isdigit() and int(asked) > 0 else allotted_cores()
-    torch.set_num_threads(threads or default)
+    torch.set_num_threads(threads or default_threads())
     return torch.get_num_threads()
+
+
+def default_threads() -> int:
+    """The cores we were allotted, or a smaller ``OMP_NUM_THREADS``."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(allotted_cores(), int(asked)) if asked.isdigit() and int(asked) > 0 else allotted_cores()

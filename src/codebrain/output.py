@@ -94,30 +94,18 @@ class RunFolder:
 
     def __enter__(self) -> RunFolder:
         with contextlib.ExitStack() as exits:
-            self._refuse_raw_data()
+            refuse_raw_data(self.path, inputs=self.inputs, sources=self.sources)
             self._refuse_finished()
-            self._make(exits)
+            if make_folder(self.path):
+                exits.callback(self._remove_empty)
             safe_files.sweep_temporaries(self.path)
             exits.enter_context(safe_files.FolderLock(self.path))
-            self.refuse_full(self.need_bytes)
+            refuse_full(self.path, self.need_bytes)
             self._exits = exits.pop_all()
         return self
 
     def __exit__(self, *failure: object) -> None:
         self._exits.close()
-
-    def _refuse_raw_data(self) -> None:
-        """Real and synthetic scans stay apart: ``OUT_CLOBBER``."""
-        out = self.path.resolve()
-        homes = {file.resolve().parent for file in self.inputs}
-        inside = [source for source in self.sources if out.is_relative_to(source.resolve())]
-        if out in homes or inside or _inside_raw_bids(out):
-            raise refusal(
-                "OUT_CLOBBER",
-                "the output folder lies among the raw scans",
-                file=self.path,
-                hint="Choose a folder outside the data set, so that real and synthetic scans stay apart.",
-            )
 
     def _refuse_finished(self) -> None:
         if (self.path / RUN_FILE).exists() and not self.overwrite:
@@ -128,36 +116,9 @@ class RunFolder:
                 hint="Give --overwrite to replace them, or choose another folder.",
             )
 
-    def _make(self, exits: contextlib.ExitStack) -> None:
-        """Make the folder and prove that it can be written to."""
-        if self.path.exists() and not self.path.is_dir():
-            raise refusal("OUT_PERMISSION", "the output is a file", file=self.path, expected="a folder")
-        try:
-            if not self.path.exists():
-                self.path.mkdir()
-                exits.callback(self._remove_empty)
-            probe = self.path / safe_files.temporary_name("probe")
-            probe.mkdir()
-            probe.rmdir()
-        except OSError as error:
-            raise safe_files.output_refusal(error, self.path) from error
-
     def _remove_empty(self) -> None:
         with contextlib.suppress(OSError):
             self.path.rmdir()
-
-    def refuse_full(self, need_bytes: int) -> None:
-        """``OUT_SPACE`` when the file system has less room than ``need_bytes``."""
-        free = shutil.disk_usage(self.path).free
-        if free < need_bytes:
-            raise refusal(
-                "OUT_SPACE",
-                "there is not enough room for the results",
-                file=self.path,
-                found=f"{free / 2**20:.0f} MiB free",
-                expected=f"{need_bytes / 2**20:.0f} MiB",
-                hint="Free some space or choose another output folder.",
-            )
 
     @contextlib.contextmanager
     def staged(self) -> Iterator[Path]:
@@ -187,6 +148,66 @@ class RunFolder:
         for name in stale:
             (self.path / name).unlink(missing_ok=True)
         safe_files.fsync_path(self.path)
+
+
+def refuse_raw_data(folder: Path, *, inputs: Iterable[Path] = (), sources: Iterable[Path] = ()) -> None:
+    """Real and synthetic scans stay apart.
+
+    Args:
+        folder: where results are to go.
+        inputs: files whose folders stay free of results.
+        sources: folders of raw data, likewise.
+
+    Raises:
+        EnvironmentRefused: ``OUT_CLOBBER``; also for a folder inside a raw BIDS data set, outside its ``derivatives``.
+    """
+    out = folder.resolve()
+    homes = {file.resolve().parent for file in inputs}
+    inside = [source for source in sources if out.is_relative_to(source.resolve())]
+    if out in homes or inside or _inside_raw_bids(out):
+        raise refusal(
+            "OUT_CLOBBER",
+            "the output folder lies among the raw scans",
+            file=folder,
+            hint="Choose a folder outside the data set, so that real and synthetic scans stay apart.",
+        )
+
+
+def make_folder(folder: Path) -> bool:
+    """Make a folder whose parent exists, and prove that it can be written to; says whether it is new.
+
+    Raises:
+        EnvironmentRefused: ``OUT_PERMISSION``, ``OUT_SPACE``, ``OUT_NAME``.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise refusal("OUT_PERMISSION", "the output is a file", file=folder, expected="a folder")
+    new = not folder.exists()
+    try:
+        if new:
+            folder.mkdir()
+        probe = folder / safe_files.temporary_name("probe")
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            if new:
+                folder.rmdir()
+        raise safe_files.output_refusal(error, folder) from error
+    return new
+
+
+def refuse_full(folder: Path, need_bytes: int) -> None:
+    """``OUT_SPACE`` when the file system has less room than ``need_bytes``."""
+    free = shutil.disk_usage(folder).free
+    if free < need_bytes:
+        raise refusal(
+            "OUT_SPACE",
+            "there is not enough room for the results",
+            file=folder,
+            found=f"{free / 2**20:.0f} MiB free",
+            expected=f"{need_bytes / 2**20:.0f} MiB",
+            hint="Free some space or choose another output folder.",
+        )
 
 
 def _outputs(folder: Path) -> set[Path]:

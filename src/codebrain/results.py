@@ -72,24 +72,20 @@ class ImputedContrast:
 
     def write(self, folder: Path, stem: str) -> list[dict[str, str]]:
         """Write image, doubt and sidecar into ``folder``; returns a row for the record of each."""
-        kinds = {output.image_name(stem, self.modality): "imputed image (SYNTHETIC)"}
-        image, doubt = folder / next(iter(kinds)), folder / output.uncertainty_name(stem, self.modality)
-        write_volume(image, self.data, like=self.reference, **self._marks(str(self.modality)))
+        image, doubt = output.image_name(stem, self.modality), output.uncertainty_name(stem, self.modality)
+        rows = self.write_images(folder, image, doubt)
+        sidecar = output.sidecar_name(stem, self.modality)
+        safe_files.write_json(folder / sidecar, self._full_sidecar(image, doubt))
+        return [*rows, output_row(folder, sidecar, str(self.modality), "sidecar")]
+
+    def write_images(self, folder: Path, image: str, doubt: str) -> list[dict[str, str]]:
+        """Write the image and, where there is one, the doubt, under these names; returns a row for each."""
+        write_volume(folder / image, self.data, like=self.reference, **self._marks(str(self.modality)))
+        rows = [output_row(folder, image, str(self.modality), "imputed image (SYNTHETIC)")]
         if self.doubt is not None:
-            write_volume(doubt, self.doubt, like=self.reference, **self._marks("doubt"))
-            kinds[doubt.name] = "doubt of the predicted code"
-        sidecar = folder / output.sidecar_name(stem, self.modality)
-        safe_files.write_json(sidecar, self._full_sidecar(image.name, doubt.name))
-        kinds[sidecar.name] = "sidecar"
-        return [
-            {
-                "contrast": str(self.modality),
-                "file": name,
-                "kind": kind,
-                "sha256": safe_files.sha256_file(folder / name),
-            }
-            for name, kind in kinds.items()
-        ]
+            write_volume(folder / doubt, self.doubt, like=self.reference, **self._marks("doubt"))
+            rows.append(output_row(folder, doubt, str(self.modality), "doubt of the predicted code"))
+        return rows
 
     def _full_sidecar(self, image: str, doubt: str) -> dict[str, Any]:
         if self.doubt is None:
@@ -168,37 +164,77 @@ class Imputation:
 
     def write(self, folder: output.RunFolder, *, command: Sequence[str] | None = None) -> list[Path]:
         """As :meth:`save`, into a folder that was opened before the work."""
-        stem = output.check_stem(self.name)
-        begun = time.perf_counter()
+        output.check_stem(self.name)
         with folder.staged() as stage:
-            written = [row for c in self.contrasts.values() for row in c.write(stage, stem)]
-            figures = self._draw(stage)
-            seconds = {**self.record["seconds"], "write": round(time.perf_counter() - begun, 2)}
-            run = {**self.record, "seconds": seconds, "peak_memory_bytes": peak_memory(), "outputs": written,
-                   "figures": figures, "command": shown_command(command)}  # fmt: skip
-            safe_files.write_json(stage / output.RUN_FILE, run)
-            write_report(stage)
+            self.fill(stage, command=command)
             names = sorted(path.relative_to(stage) for path in stage.rglob("*") if path.is_file())
         return [folder.path / name for name in names]
 
-    def _draw(self, stage: Path) -> list[dict[str, str]]:
-        """Draw every picture into ``stage``; returns their rows for the record."""
+    def fill(self, stage: Path, *, command: Sequence[str] | None = None) -> dict[str, Any]:
+        """Write images, doubt maps, sidecars, pictures, record and report into an empty folder; returns the record."""
+        stem, begun = output.check_stem(self.name), time.perf_counter()
+        written = [row for c in self.contrasts.values() for row in c.write(stage, stem)]
+        pictures = self.pictures()
+        (stage / output.FIGURES).mkdir()
+        for name, content in pictures.figures.items():
+            safe_files.write_bytes(stage / output.FIGURES / name, content)
+        safe_files.write_bytes(stage / output.PREVIEW_FILE, pictures.preview)
+        rows = [{**row, "file": f"{output.FIGURES}/{row['file']}"} for row in pictures.rows]
+        run = self.full_record(written, rows, begun=begun, command=command)
+        safe_files.write_json(stage / output.RUN_FILE, run)
+        write_report(stage)
+        return run
+
+    def full_record(
+        self,
+        written: Sequence[Mapping[str, str]],
+        figures: Sequence[Mapping[str, str]],
+        *,
+        begun: float,
+        command: Sequence[str] | None = None,
+    ) -> dict[str, Any]:
+        """The run's record with what is only known when the files are written.
+
+        Args:
+            written: rows of the files.
+            figures: rows of the pictures.
+            begun: when the writing began, on the clock of ``time.perf_counter``.
+            command: the command line.
+        """
+        seconds = {**self.record["seconds"], "write": round(time.perf_counter() - begun, 2)}
+        return {**self.record, "seconds": seconds, "peak_memory_bytes": peak_memory(), "outputs": list(written),
+                "figures": list(figures), "command": shown_command(command)}  # fmt: skip
+
+    def pictures(self) -> Pictures:
+        """Every picture of the study, drawn."""
         panels = study_panels(self.given, self.unit, truth=self.truth, doubt=self.doubt)
         affine = next(iter(self.contrasts.values())).reference.affine
-        pictures, titles = draw_panels(panels, affine, focus=self.focus), panel_titles(panels)
-        (stage / output.FIGURES).mkdir()
-        for name, picture in pictures.items():
-            safe_files.write_bytes(stage / output.FIGURES / name, png(picture))
-        safe_files.write_bytes(stage / output.PREVIEW_FILE, png(draw_preview(panels, pictures)))
-        return [
-            {
-                "file": f"{output.FIGURES}/{p.file}",
-                "contrast": str(p.contrast),
-                "role": p.role,
-                "title": titles[p.file],
-            }
-            for p in panels
-        ]
+        drawn, titles = draw_panels(panels, affine, focus=self.focus), panel_titles(panels)
+        rows = tuple(
+            {"file": p.file, "contrast": str(p.contrast), "role": p.role, "title": titles[p.file]} for p in panels
+        )
+        figures = {name: png(picture) for name, picture in drawn.items()}
+        return Pictures(figures, rows, png(draw_preview(panels, drawn)))
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What people look at, as PNG files.
+
+    Attributes:
+        figures: by file name.
+        rows: for the record: file, contrast, role and title of each.
+        preview: all of them on one sheet.
+    """
+
+    figures: Mapping[str, bytes]
+    rows: tuple[Mapping[str, str], ...]
+    preview: bytes
+
+
+def output_row(folder: Path, name: str, contrast: str, kind: str) -> dict[str, str]:
+    """A file that was written, as records list it."""
+    return {"contrast": contrast, "file": name, "kind": kind, "sha256": safe_files.sha256_file(folder / name)}
 
 
 def shown_command(command: Sequence[str] | None) -> list[str]:

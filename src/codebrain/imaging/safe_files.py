@@ -206,8 +206,13 @@ def sha256_file(path: Path | str) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def sweep_temporaries(folder: Path | str) -> list[Path]:
+def sweep_temporaries(folder: Path | str, *, alone: bool = False) -> list[Path]:
     """Remove what killed writers left in ``folder``; temporaries of living processes stay.
+
+    Args:
+        folder: where to look, not deeper.
+        alone: the caller holds the folder's lock, so that every temporary is a stray. Its process may seem alive: a
+            container that starts again gives the same number to another one.
 
     Returns:
         The paths removed, files and folders.
@@ -215,7 +220,7 @@ def sweep_temporaries(folder: Path | str) -> list[Path]:
     removed = []
     for path in sorted(Path(folder).iterdir()):
         match = _TEMPORARY.match(path.name)
-        if match is None or _alive(int(match.group(1))):
+        if match is None or (not alone and _alive(int(match.group(1)))):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

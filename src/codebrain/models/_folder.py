@@ -99,6 +99,17 @@ def load_model(source: Path | str) -> ImputationModel:
     return model.eval().requires_grad_(False)
 
 
+def model_facts(source: Path | str) -> tuple[str, str, ModalitySet]:
+    """Name, SHA-256 of the weights and contrasts that a model folder states, without reading its weights.
+
+    Raises:
+        ModelRefused: as :func:`load_model`, as far as ``config.json`` shows it.
+    """
+    folder = _model_folder(source)
+    config = _read_config(folder)
+    return folder.name, str(config["weights_sha256"]), ModalitySet.parse(config["modalities"])
+
+
 def _model_folder(source: Path | str) -> Path:
     bundled = bundled_models()
     if isinstance(source, str) and source in bundled:
