@@ -10,8 +10,8 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +27,12 @@ _log = logging.getLogger(__name__)
 AlignMode = Literal["auto", "synra", "none"]
 """``auto``: rigid. ``synra``: rigid, affine and deformable, with ANTs. ``none``: refuse."""
 
+Key = TypeVar("Key")
+
 _WORKING_MM = 2.0
 """Registration works on voxels of about this size: a few seconds a contrast, a tenth of a voxel off."""
 
-_TRUSTED = 1.05
+TRUSTED = 1.05
 """Normalised mutual information after registration: 1.052 to 1.128 for contrasts of one head (eleven pairs), 1.020
 to 1.051 for two different heads (six pairs)."""
 
@@ -164,11 +166,24 @@ def choose_reference(study: Study, wanted: Modality | None) -> Modality:
                       expected=", ".join(study.volumes))  # fmt: skip
     if wanted is not None:
         return wanted
+    return finest({m: study.volumes[m] for m in Modality if m in study.volumes})
+
+
+def finest(volumes: Mapping[Key, Volume]) -> Key:
+    """Which scan has the finest coarsest edge; the first of equals."""
     # Rounded, so that 2.9985 mm and 3 mm are a tie.
-    return min(
-        (m for m in Modality if m in study.volumes),
-        key=lambda m: round(max(study.volumes[m].spacing), 1),
-    )
+    return min(volumes, key=lambda key: round(max(volumes[key].spacing), 1))
+
+
+def movements_onto(fixed: Volume, others: Mapping[Key, Volume]) -> dict[Key, Movement]:
+    """How :func:`align_study` would move each scan onto ``fixed``; nothing is resampled.
+
+    Raises:
+        EnvironmentRefused: ``ENV_EXTRA`` when SimpleITK is missing.
+    """
+    with _one_thread(_simple_itk()) as sitk:
+        target = Target(sitk, fixed)
+        return {key: target.find(volume)[1] for key, volume in others.items()}
 
 
 def _mismatch(fixed: Volume, other: Volume, home: Modality, modality: Modality) -> Exception:
@@ -221,22 +236,28 @@ class Target:
     def register(self, moving: Volume) -> tuple[Volume, Movement]:
         """``moving`` on the reference grid, and how it came there."""
         begun = time.perf_counter()
+        transform, movement = self.find(moving)
+        data = self._resample(moving, transform)
+        return on_grid_of(moving, self.fixed, data), replace(movement, seconds=time.perf_counter() - begun)
+
+    def find(self, moving: Volume) -> tuple[Any, Movement]:
+        """The transform that brings ``moving`` onto the reference, and how far it moves."""
+        begun = time.perf_counter()
         small, mask, centre = _working(self.sitk, moving)
         still = self._rigid((0.0, 0.0, 0.0))
         before = self._similarity(small, still)
         best, after, start = still, before, "header"
         for name, shift in (("header", np.zeros(3)), ("centre of mass", centre - self.centre)):
-            if name != "header" and (after > _TRUSTED or np.linalg.norm(shift) < _NEAR_MM):
+            if name != "header" and (after > TRUSTED or np.linalg.norm(shift) < _NEAR_MM):
                 continue
             found = self._optimise(small, self._rigid(shift))
             value = self._similarity(small, found)
             if value > after + _GAIN:
                 best, after, start = found, value, name
-        data = self._resample(moving, best)
         overlaps = self._overlap(small, mask, still), self._overlap(small, mask, best)
         registered, seconds = best is not still, time.perf_counter() - begun
         movement = self._movement(best, (before, after), overlaps, start, registered=registered, seconds=seconds)
-        return on_grid_of(moving, self.fixed, data), movement
+        return best, movement
 
     def likeness(self, volume: Volume) -> tuple[float, float]:
         """Normalised mutual information with a scan as its header has it, and Dice overlap of the two heads."""
@@ -369,7 +390,7 @@ def normalised_mutual_information(a: NDArray[Any], b: NDArray[Any], bins: int = 
 def quality_rule(mode: str) -> str:
     """The rule of :func:`_doubts` for people."""
     rule = (
-        f"A registration passes when the normalised mutual information after it is at least {_TRUSTED} and it moved"
+        f"A registration passes when the normalised mutual information after it is at least {TRUSTED} and it moved"
         f" the head by at most {_FAR_MM:.0f} mm and {_FAR_DEG:.0f} degrees."
     )
     if mode != "synra":
@@ -395,8 +416,8 @@ def _doubts(modality: Modality, movement: Movement, file: str) -> Iterator[Notic
 
 def _moved_too_far(movement: Movement) -> Iterator[str]:
     far = movement.shift_mm > _FAR_MM or movement.rotation_deg > _FAR_DEG
-    if movement.similarity_after < _TRUSTED or far:
-        yield f"their similarity is {movement.similarity_after:.3f} (contrasts of one head usually reach {_TRUSTED})"
+    if movement.similarity_after < TRUSTED or far:
+        yield f"their similarity is {movement.similarity_after:.3f} (contrasts of one head usually reach {TRUSTED})"
 
 
 def _deformed_too_far(movement: Movement) -> Iterator[str]:

@@ -220,6 +220,13 @@ def _to_ras(affine: NDArray[np.float64]) -> tuple[tuple[int, int, int], tuple[bo
     return cast("tuple[int, int, int]", order), cast("tuple[bool, bool, bool]", flip)
 
 
+def ras_view(data: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """A view ``(i, j, k)`` -> ``(right, anterior, superior)``, nearest axes, and its voxel edges in millimetres."""
+    order, flip = _to_ras(affine)
+    turned = data.transpose(order)[tuple(slice(None, None, -1 if back else 1) for back in flip)]
+    return turned, np.linalg.norm(affine[:3, :3], axis=0)[list(order)]
+
+
 def _reorient(data: NDArray[Any], order: tuple[int, int, int], flip: tuple[bool, bool, bool]) -> NDArray[Any]:
     """A view ``(i, j, k)`` -> ``(superior, posterior, right)``."""
     right, anterior, superior = order
