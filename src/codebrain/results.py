@@ -42,7 +42,7 @@ class IntensityScale:
 
 @dataclass(frozen=True)
 class ImputedContrast:
-    """One imputed contrast on the reference grid.
+    """One imputed contrast on the reference grid, or in the space of another given contrast.
 
     Attributes:
         modality: which contrast.
@@ -50,6 +50,7 @@ class ImputedContrast:
         doubt: 0 .. 1 on the same grid (see :mod:`codebrain.uncertainty`), or None for models without grades.
         reference: the input whose grid it is on.
         sidecar: the facts that are written beside the file.
+        space: the contrast in whose native space it is; ``None`` on the reference grid.
     """
 
     modality: Modality
@@ -57,6 +58,7 @@ class ImputedContrast:
     doubt: Image | None
     reference: Volume
     sidecar: Mapping[str, Any]
+    space: Modality | None = None
 
     @property
     def image(self) -> nib.Nifti1Image:
@@ -72,20 +74,23 @@ class ImputedContrast:
 
     def write(self, folder: Path, stem: str) -> list[dict[str, str]]:
         """Write image, doubt and sidecar into ``folder``; returns a row for the record of each."""
-        kinds = {output.image_name(stem, self.modality): "imputed image (SYNTHETIC)"}
-        image, doubt = folder / next(iter(kinds)), folder / output.uncertainty_name(stem, self.modality)
+        where = "" if self.space is None else f", on the grid of {self.space}"
+        kinds = {output.image_name(stem, self.modality, self.space): f"imputed image (SYNTHETIC){where}"}
+        image = folder / next(iter(kinds))
+        doubt = folder / output.uncertainty_name(stem, self.modality, self.space)
         write_volume(image, self.data, like=self.reference, **self._marks(str(self.modality)))
         if self.doubt is not None:
             write_volume(doubt, self.doubt, like=self.reference, **self._marks("doubt"))
-            kinds[doubt.name] = "doubt of the predicted code"
-        sidecar = folder / output.sidecar_name(stem, self.modality)
+            kinds[doubt.name] = f"doubt of the predicted code{where}"
+        sidecar = folder / output.sidecar_name(stem, self.modality, self.space)
         safe_files.write_json(sidecar, self._full_sidecar(image.name, doubt.name))
-        kinds[sidecar.name] = "sidecar"
+        kinds[sidecar.name] = f"sidecar{where}"
         return [
             {
                 "contrast": str(self.modality),
                 "file": name,
                 "kind": kind,
+                "space": self.sidecar["Space"],
                 "sha256": safe_files.sha256_file(folder / name),
             }
             for name, kind in kinds.items()
@@ -119,6 +124,7 @@ class Imputation:
         record: the run: versions, device, inputs, model, seconds, warnings, scores.
         notices: what was accepted with a warning.
         files: what was read; results never go into their folders.
+        native: by given contrast whose space was asked for, what was imputed, on its grid.
         focus: voxel through which the pictures are cut; by default the middle of the head.
     """
 
@@ -131,6 +137,7 @@ class Imputation:
     notices: tuple[Notice, ...] = ()
     files: tuple[Path, ...] = ()
     focus: tuple[int, int, int] | None = field(default=None, repr=False)
+    native: Mapping[Modality, Mapping[Modality, ImputedContrast]] = field(default_factory=dict)
 
     @property
     def doubt(self) -> Image | None:
@@ -142,6 +149,10 @@ class Imputation:
 
     def __iter__(self) -> Iterator[Modality]:
         return iter(self.contrasts)
+
+    def in_space(self, contrast: str | Modality) -> Mapping[Modality, ImputedContrast]:
+        """What was imputed, on the grid of a given contrast whose space was asked for."""
+        return self.native[Modality.parse(contrast)]
 
     def __len__(self) -> int:
         return len(self.contrasts)
@@ -171,7 +182,8 @@ class Imputation:
         stem = output.check_stem(self.name)
         begun = time.perf_counter()
         with folder.staged() as stage:
-            written = [row for c in self.contrasts.values() for row in c.write(stage, stem)]
+            images = [self.contrasts, *self.native.values()]
+            written = [row for space in images for c in space.values() for row in c.write(stage, stem)]
             figures = self._draw(stage)
             seconds = {**self.record["seconds"], "write": round(time.perf_counter() - begun, 2)}
             run = {**self.record, "seconds": seconds, "peak_memory_bytes": peak_memory(), "outputs": written,

@@ -47,6 +47,7 @@ class Request:
     name: str
     align: Literal["auto", "none"]
     reference: str | None
+    space: str
     intensity: Literal["scanner", "unit"]
     precision: str
     device: str
@@ -79,6 +80,12 @@ def register(app: typer.Typer) -> None:
         name: Annotated[str, typer.Option(metavar="STEM", help="Files are named after it.")] = "study",
         align: Annotated[str, typer.Option(metavar="auto|none", help="Register different grids.")] = "auto",
         ref: Annotated[str | None, typer.Option(metavar="CONTRAST", help="Whose grid to use.")] = None,
+        space: Annotated[
+            str,
+            typer.Option(
+                metavar="reference|native:CONTRAST[,...]", help="Also give results on the grid of a given scan."
+            ),
+        ] = "reference",
         intensity: Annotated[str, typer.Option(metavar="scanner|unit", help="Scanner units, or [0, 1].")] = "scanner",
         precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16")] = "auto",
         evaluate: Annotated[
@@ -115,6 +122,7 @@ def register(app: typer.Typer) -> None:
                 name=name,
                 align=cast("Any", _choice("align", align, ("auto", "none"))),
                 reference=ref,
+                space=space,
                 intensity=cast("Any", _choice("intensity", intensity, ("scanner", "unit"))),
                 precision=_choice("precision", precision, ("auto", "fp32", "bf16")),
                 device=device,
@@ -182,15 +190,17 @@ def _pair(text: str) -> tuple[Modality, Path]:
 def impute_files(request: Request, *, as_json: bool, quiet: bool) -> None:
     """Check the output place, impute, write, say what was done."""
     from codebrain import output
+    from codebrain.imaging.space import native_contrasts
 
     output.check_stem(request.name)
+    grids = 1 + len(native_contrasts(request.space))
     sizes = [file.stat().st_size for file in request.files.values() if file.is_file()]
     place = output.RunFolder(
         request.out,
         overwrite=request.overwrite,
         inputs=request.files.values(),
         sources=[] if request.folder is None else [request.folder],
-        need_bytes=2 * sum(sizes) + 2**23,
+        need_bytes=2 * grids * sum(sizes) + 2**23,
     )
     with place as folder:
         result = _impute(request, quiet=quiet)
@@ -215,6 +225,7 @@ def _impute(request: Request, *, quiet: bool) -> Imputation:
             name=request.name,
             align=request.align,
             reference=request.reference,
+            space=request.space,
             intensity=request.intensity,
             evaluate=request.evaluate,
             advance=advance,
@@ -240,7 +251,8 @@ def report_result(result: Imputation, out: Path, *, as_json: bool, quiet: bool =
     seconds = sum(record["seconds"].values())
     emit(f"SYNTHETIC {', '.join(result)} imputed from {given} with {model} in {seconds:.1f} s")
     for modality in result:
-        emit(f"  {modality:<6} {out / output.image_name(result.name, modality)}")
+        for space in (None, *result.native):
+            emit(f"  {modality:<6} {out / output.image_name(result.name, modality, space)}")
     if record["enhancement"]:
         emit(f"  T1Gd: {record['enhancement']}")
     for line in score_lines(record["scores"]):
