@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -117,6 +117,39 @@ def pattern_name(modalities: ModalitySet, pattern: Pattern) -> str:
 
 
 @dataclass(frozen=True)
+class TrainingDomain:
+    """What the scans were like that a model was trained on.
+
+    Attributes:
+        heads: kinds of head among them, of ``stripped``, ``whole`` and ``defaced``.
+        edges_mm: the smallest and the largest voxel edge.
+        anisotropy: the largest ratio of a scan's longest to its shortest voxel edge.
+    """
+
+    heads: tuple[str, ...]
+    edges_mm: tuple[float, float]
+    anisotropy: float
+
+    def __or__(self, other: TrainingDomain) -> TrainingDomain:
+        """The domain of both sets of scans together."""
+        return TrainingDomain(
+            heads=tuple(sorted({*self.heads, *other.heads})),
+            edges_mm=(min(self.edges_mm[0], other.edges_mm[0]), max(self.edges_mm[1], other.edges_mm[1])),
+            anisotropy=max(self.anisotropy, other.anisotropy),
+        )
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> TrainingDomain:
+        """From its JSON form.
+
+        Raises:
+            KeyError, TypeError, ValueError: when ``raw`` is not one.
+        """
+        finest, coarsest = raw["edges_mm"]
+        return cls(tuple(map(str, raw["heads"])), (float(finest), float(coarsest)), float(raw["anisotropy"]))
+
+
+@dataclass(frozen=True)
 class Preparation:
     """How images were turned into slices in [0, 1]; travels with slice stores and model folders.
 
@@ -128,6 +161,7 @@ class Preparation:
         multiple: slices are padded to a multiple of this (the network halves three times: 8).
         intensity_scale: per contrast, the training median of the scanner value that maps to 1;
             gives imputed contrasts a scale in scanner units. Empty before training data was seen.
+        domain: what the training scans were like; ``None`` where that was not recorded: then no scan is judged.
     """
 
     modalities: ModalitySet
@@ -136,11 +170,14 @@ class Preparation:
     pixel_spacing_mm: float | None = 1.0
     multiple: int = 8
     intensity_scale: dict[str, float] = field(default_factory=dict)
+    domain: TrainingDomain | None = None
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, so that equal preparations give equal bytes."""
         raw: dict[str, Any] = asdict(self)
         raw["modalities"] = list(self.modalities)
+        if self.domain is None:  # as it was written before there was a domain: fingerprints of older stores stay
+            del raw["domain"]
         return json.dumps(raw, indent=2, sort_keys=True)
 
     @classmethod
@@ -154,6 +191,8 @@ class Preparation:
             raw = json.loads(text)
             raw["modalities"] = ModalitySet.parse(raw["modalities"])
             raw["percentiles"] = tuple(raw["percentiles"])
+            if raw.get("domain") is not None:
+                raw["domain"] = TrainingDomain.from_dict(raw["domain"])
             return cls(**raw)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise refusal("CKPT_CORRUPT", f"this is not a preparation record: {error}") from error

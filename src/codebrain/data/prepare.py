@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 
 import codebrain
 from codebrain.data.isolated import Tell, isolated
-from codebrain.data.manifest import SCHEMA_VERSION, Manifest, SubjectRecord, SubjectRow, files_of, scale_of
+from codebrain.data.manifest import SCHEMA_VERSION, Manifest, SubjectRecord, SubjectRow, domain_of, files_of, scale_of
 from codebrain.data.slices import FULL_SCALE
 from codebrain.data.sources import Found, SubjectFiles, find_subjects
 from codebrain.data.splits import Splits, split_patients
 from codebrain.errors import CodeBrainError, refusal
+from codebrain.imaging.domain import training_domain
 from codebrain.imaging.prepared import PreparedStudy, prepare_study
 from codebrain.imaging.safe_files import (
     FolderLock,
@@ -38,14 +39,16 @@ from codebrain.imaging.safe_files import (
     write_text,
 )
 from codebrain.imaging.study import Study
-from codebrain.vocabulary import Modality, Preparation
+from codebrain.vocabulary import Modality, Preparation, TrainingDomain
 
 _log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
 """``progress(done, total, subject)``."""
 
-_COLUMNS = "subject patient split status code message contrasts slices height width foreground reference moved notices"
+_COLUMNS = (
+    "subject patient split status code message contrasts slices height width foreground reference moved heads notices"
+)
 
 
 @dataclass(frozen=True)
@@ -174,14 +177,14 @@ def prepare_subject(task: _Task) -> SubjectRecord:
         return replace(record, patient=subject.patient, inputs=inputs)
     study = Study.read(dict(subject.files), name=subject.subject)
     prepared = prepare_study(study, task.preparation, align=task.align)
-    return _store(task, prepared, inputs, digest)
+    return _store(task, prepared, inputs, digest, domain=training_domain(study.volumes.values()))
 
 
 def _digest(task: _Task, inputs: Mapping[str, Mapping[str, str]]) -> str:
     parts = {
         "schema": SCHEMA_VERSION,
         "version": codebrain.__version__,
-        "preparation": replace(task.preparation, intensity_scale={}).to_json(),
+        "preparation": replace(task.preparation, intensity_scale={}, domain=None).to_json(),
         "align": task.align,
         "inputs": {m: facts["sha256"] for m, facts in inputs.items()},
     }
@@ -199,7 +202,14 @@ def _finished(task: _Task, digest: str) -> SubjectRecord | None:
     return record if intact and record.task == digest else None
 
 
-def _store(task: _Task, prepared: PreparedStudy, inputs: Mapping[str, Mapping[str, str]], digest: str) -> SubjectRecord:
+def _store(
+    task: _Task,
+    prepared: PreparedStudy,
+    inputs: Mapping[str, Mapping[str, str]],
+    digest: str,
+    *,
+    domain: TrainingDomain,
+) -> SubjectRecord:
     """Write slices, mask and record; an older manifest goes first, because it describes older files."""
     (task.store / "manifest.json").unlink(missing_ok=True)
     mask = prepared.frame.apply(prepared.foreground.astype(np.float32)) > 0.5
@@ -225,6 +235,7 @@ def _store(task: _Task, prepared: PreparedStudy, inputs: Mapping[str, Mapping[st
         brain_sha256=sha256_bytes(brain),
         brain_bytes=len(brain),
         notices=tuple(replace(notice, file=Path(notice.file).name) for notice in prepared.notices),
+        domain=domain,
     )
     for (path, _, _), content in zip(files_of(task.store, record), (slices, brain), strict=True):
         write_bytes(path, content)
@@ -356,7 +367,7 @@ def _manifest(
     trained = [record for record in records if splits.of_subject[record.subject] == "train"]
     scale = scale_of(trained, preparation.modalities.members)
     return Manifest(
-        preparation=replace(preparation, intensity_scale=scale),
+        preparation=replace(preparation, intensity_scale=scale, domain=domain_of(trained)),
         splits=splits.as_dict(),
         rows=tuple(replace(row, split=splits.of_subject.get(row.subject, "")) for row in rows),
         records=records,
@@ -388,6 +399,7 @@ def _facts(record: SubjectRecord | None) -> dict[str, Any]:
         "foreground": f"{record.foreground_fraction:.3f}",
         "reference": record.reference,
         "moved": ",".join(record.alignment.get("moved", {})),
+        "heads": ",".join(record.domain.heads) if record.domain else "",
         "notices": ",".join(notice.code for notice in record.notices),
     }
 
