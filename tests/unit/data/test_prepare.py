@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from codebrain.data import prepare as module
+from codebrain.data.manifest import SubjectRecord, domain_of
 from codebrain.data.prepare import prepare_folder
 from codebrain.data.slices import SliceStore
 from codebrain.errors import EnvironmentRefused, InputRefused, refusal
-from codebrain.vocabulary import ModalitySet, Preparation
+from codebrain.vocabulary import ModalitySet, Preparation, TrainingDomain
 from fabricated import fabricate_study
 
 PREPARATION = Preparation(ModalitySet.parse("T1,T2,FLAIR,T1Gd"), pixel_spacing_mm=None)
@@ -88,6 +89,20 @@ def test_the_scale_is_the_median_over_training_subjects(store: SliceStore) -> No
     expected = np.median([store.record(name).intensity_range["T1"] for name in training])
     assert store.preparation.intensity_scale["T1"] == pytest.approx(expected)
     assert store.preparation.intensity_scale["T1Gd"] == store.record("p-1").intensity_range["T1Gd"]
+
+
+def test_what_the_training_scans_were_like_is_recorded(store: SliceStore) -> None:
+    """Of the training subjects; it goes into the model folder with the preparation."""
+    assert store.preparation.domain == TrainingDomain(("stripped",), (6.0, 6.0), 1.0)
+    assert {row["heads"] for row in _table(store.root)} == {"stripped"}
+
+
+def test_a_record_from_before_there_was_a_domain(store: SliceStore) -> None:
+    raw = store.record("p-1").as_dict()
+    del raw["domain"]
+    older = SubjectRecord.from_dict(raw)
+    assert older.domain is None and older.as_dict() == raw  # so that its fingerprint is the same
+    assert domain_of([older, store.record("p-2")]) is None
 
 
 def test_no_machine_path_is_recorded(store: SliceStore, studies: Path) -> None:
