@@ -89,3 +89,12 @@ def test_a_store_without_registrations_has_no_page(tmp_path: Path) -> None:
 def test_no_store(tmp_path: Path) -> None:
     with pytest.raises(InputRefused, match="no finished slice store"):
         write_quality_page(tmp_path)
+
+
+def test_the_command_rebuilds_the_page(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from codebrain.app.cli import main
+
+    (store / "quality.html").unlink(missing_ok=True)
+    assert main(["report", str(store)]) == 0
+    assert capsys.readouterr().out.strip() == str(store / "quality.html")
+    assert (store / "quality.html").is_file()
