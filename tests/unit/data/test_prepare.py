@@ -345,3 +345,47 @@ def test_manifest_is_json_without_nan(store: SliceStore) -> None:
     raw = json.loads((store.root / "manifest.json").read_text(), parse_constant=refuse)
     assert raw["schema_version"] == 1
     assert raw["created_by"].startswith("codebrain ")
+
+
+def test_fewer_studies_at_a_time_where_memory_is_short(
+    studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = {}
+
+    def seen(function, tasks, **how):  # type: ignore[no-untyped-def]
+        asked.update(how)
+        yield from (function(task, print) for task in tasks)
+
+    monkeypatch.setattr(module, "isolated", seen)
+    monkeypatch.setattr("codebrain.machine.memory_limit", lambda: 4 << 30)
+    monkeypatch.setattr(module, "allotted_cores", lambda: 8)
+    _prepare(studies, tmp_path / "store", jobs=8)
+    assert (asked["jobs"], asked["threads"]) == (2, 4)
+    assert "2 studies at a time instead of 8" in caplog.text
+
+
+def test_a_frame_and_slices_are_part_of_the_task(studies: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    target = tmp_path / "store"
+    _prepare(studies, target)
+    worked = _count_work(monkeypatch)
+    framed = Preparation(PREPARATION.modalities, pixel_spacing_mm=None, frame=(40, 32))
+    manifest = _prepare(studies, target, preparation=framed, resume=True)
+    assert len(worked) == 5
+    assert {record.shape[2:] for record in manifest.records} == {(40, 32)} == {r.full_slice for r in manifest.records}
+    assert {record.offset for record in manifest.records} == {(0, 0)}
+
+
+def test_libraries_write_their_temporary_files_into_the_store(studies: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    import tempfile
+
+    places, real, before = [], module.prepare_study, tempfile.gettempdir()
+
+    def looked(study, *args, **kwargs):  # type: ignore[no-untyped-def]
+        places.append(Path(tempfile.gettempdir()))
+        return real(study, *args, **kwargs)
+
+    monkeypatch.setattr(module, "prepare_study", looked)
+    _prepare(studies, tmp_path / "store")
+    assert {place.parent for place in places} == {tmp_path / "store"} and len(set(places)) == 5
+    assert tempfile.gettempdir() == before
+    assert not [path for path in (tmp_path / "store").iterdir() if path.name.startswith(".")]
