@@ -18,6 +18,7 @@ from codebrain.imaging.dicom import convert
 from codebrain.imaging.dicom.convert import read_series
 from codebrain.imaging.dicom.find import only_series
 from codebrain.imaging.study import Study
+from codebrain.imaging.volume import read_volume
 
 pytest.importorskip("dcm2niix", reason="DICOM needs the extra 'dicom'")
 
@@ -230,3 +231,18 @@ def test_series_of_two_patients_are_no_study(tmp_path):
     with pytest.raises(CodeBrainError) as caught:
         Study.read({"T1": one, "FLAIR": two})
     assert caught.value.code == "DCM_MIXED" and "patient-8" not in str(caught.value)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("scan", ["ixi-002/T1", "ixi-002/PD", "glioma-fg6692-native/FLAIR"])
+def test_real_grids_there_and_back(scan, real_data, tmp_path):
+    """Oblique grids of real scanners, through DICOM, to the voxel."""
+    volume = read_volume(real_data / "raw" / f"{scan}.nii.gz")
+    stored = np.round(volume.data / volume.data.max() * 4000)
+    back = read_series(only_series(series.write(tmp_path, series.slices(stored, volume.affine))))
+    one, other = (
+        nib.as_closest_canonical(nib.Nifti1Image(data, affine))
+        for data, affine in ((stored, volume.affine), (back.data, back.affine))
+    )
+    np.testing.assert_array_equal(one.get_fdata(), other.get_fdata())
+    np.testing.assert_allclose(one.affine, other.affine, atol=1e-4)
