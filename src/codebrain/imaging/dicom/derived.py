@@ -213,7 +213,7 @@ class _Common:
         if not self.keep_patient:
             yield "SpecificCharacterSet", "ISO_IR 192"
             yield "PatientIdentityRemoved", "YES"
-            yield "DeidentificationMethod", "Nothing about the patient was copied from the source series"
+            yield "DeidentificationMethod", "No patient data copied; study, frame and source UIDs kept"
 
     def _names(self, number: int) -> Iterator[tuple[str, Any]]:
         first = self.series.first

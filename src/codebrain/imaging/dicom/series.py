@@ -26,7 +26,7 @@ DECODED = {
 """Transfer syntaxes that dcm2niix decodes: uncompressed, JPEG, JPEG-LS, JPEG 2000, run lengths."""
 
 _UNCOMPRESSED = {f"1.2.840.10008.1.2{tail}" for tail in ("", ".1", ".2")}
-_MR_IMAGES = (CLASSIC_MR, ENHANCED_MR, LEGACY_MR)
+MR_IMAGES = (CLASSIC_MR, ENHANCED_MR, LEGACY_MR)
 _SAME_PLACE_MM = 0.01
 _UNEVEN, _UNEVEN_MM = 0.01, 0.02
 """How far a step between slices may be from the middle one: a part of it, and the rounding of decimal strings."""
@@ -193,7 +193,7 @@ def _judge_kind(series: Series) -> None:
     if first.modality != "MR":
         raise _refusal(series, "DCM_MODALITY", "this is not an MR image", field="Modality", found=first.modality,
                        expected="MR", hint="Give MR series only.")  # fmt: skip
-    if first.sop_class not in _MR_IMAGES:
+    if first.sop_class not in MR_IMAGES:
         raise _refusal(series, "DCM_UNSUPPORTED", "this kind of DICOM object is not read", field="SOPClassUID",
                        found=first.sop_class, expected="MR Image or Enhanced MR Image",
                        hint="Give the original MR series.")  # fmt: skip

@@ -225,6 +225,12 @@ def test_g12_frames_of_reference(change, codes, tmp_path):
     assert [notice.code for volume in study.volumes.values() for notice in volume.notices] == codes
 
 
+def test_a_series_given_for_another_contrast_is_a_warning(tmp_path):
+    study = Study.read({"T1": series.write(tmp_path, series.slices(contrast="T2"))})
+    (notice,) = next(iter(study.volumes.values())).notices
+    assert notice.code == "DCM_LABEL" and "given as T1, but it looks like T2" in notice.message
+
+
 def test_series_of_two_patients_are_no_study(tmp_path):
     one = series.write(tmp_path / "1", series.slices())
     two = series.write(tmp_path / "2", series.slices(contrast="FLAIR", number=2, PatientID="patient-8"))
