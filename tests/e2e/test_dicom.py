@@ -106,6 +106,7 @@ def test_dicom_output_needs_a_dicom_input(study, tmp_path, impute):
         assert (answer.code, answer.status) == ("DCM_SOURCE", 3)
         assert not (tmp_path / "out").exists()
     assert impute("--t1", nifti["T1"], *words[:4], "--output-type", "jpeg").code == "CONFIG"
+    assert impute("--t1", nifti["T1"], *words[:4], "--keep-patient").code == "CONFIG"
 
 
 def test_the_output_is_not_among_the_scans(study, tmp_path, impute):
