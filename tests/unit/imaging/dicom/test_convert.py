@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -193,6 +194,16 @@ def test_two_volumes_of_one_series_are_refused_and_warnings_are_passed_on(tmp_pa
             with pytest.raises(CodeBrainError) as caught:
                 read_series(found)
             assert caught.value.code == "DCM_MIXED"
+
+
+@pytest.mark.parametrize("package", ["pydicom", "dcm2niix"])
+def test_a_package_that_is_not_installed_is_named_with_its_extra(package, tmp_path, monkeypatch):
+    folder = series.write(tmp_path, series.slices())
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(CodeBrainError) as caught:
+        read_series(only_series(folder))
+    assert (caught.value.code, caught.value.exit_code) == ("ENV_EXTRA", 4)
+    assert "codebrain-mri[dicom]" in str(caught.value)
 
 
 def test_nothing_is_left_in_the_temporary_folder(tmp_path, monkeypatch):
