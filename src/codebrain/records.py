@@ -24,6 +24,7 @@ from codebrain.results import IntensityScale
 from codebrain.vocabulary import Modality
 
 _PACKAGES = ("torch", "numpy", "scipy", "nibabel")
+_DICOM_PACKAGES = ("pydicom", "dcm2niix")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class RunFacts:
             "synthetic": True,
             "study": self.study.name,
             "codebrain": codebrain.__version__,
-            "versions": {"python": platform.python_version(), **{p: metadata.version(p) for p in _PACKAGES}},
+            "versions": {"python": platform.python_version(), **{p: metadata.version(p) for p in self._packages()}},
             "platform": platform.platform(),
             "device": self.device,
             "threads": torch.get_num_threads(),
@@ -111,6 +112,11 @@ class RunFacts:
         if modality is Modality.T1GD:
             facts["EnhancementNotice"] = marks.ENHANCEMENT_UNKNOWN
         return facts
+
+    def _packages(self) -> tuple[str, ...]:
+        """The packages that had a part in the result."""
+        from_dicom = any(volume.series is not None for volume in self.study.volumes.values())
+        return _PACKAGES + (_DICOM_PACKAGES if from_dicom else ())
 
     def _model(self) -> dict[str, Any]:
         return {

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 
 def _contrast(*flags: str) -> Any:
-    return typer.Option(*flags, metavar="FILE", help=f"The {Modality.parse(flags[0].lstrip('-'))} scan.")
+    contrast = Modality.parse(flags[0].lstrip("-"))
+    return typer.Option(*flags, metavar="FILE", help=f"The {contrast} scan: NIfTI, or a folder of one DICOM series.")
 
 
 @dataclass(frozen=True)
@@ -247,6 +248,9 @@ def impute_files(request: Request, *, as_json: bool, quiet: bool) -> None:
     output.check_stem(request.name)
     if request.dicom:
         _require_dicom(request)
+    elif request.keep_patient:
+        hint = "Add --output-type nifti,dicom; nothing else that is written ever names a patient."
+        raise refusal("CONFIG", "only a DICOM series can name its patient", field="--keep-patient", hint=hint)
     places = [file if isinstance(file, Path) else file.file for file in request.files.values()]
     sources = [place for place in places if place.is_dir()] + ([] if request.folder is None else [request.folder])
     copies = 2 * (1 + len(native_contrasts(request.space))) + request.dicom

@@ -64,6 +64,15 @@ def test_rounded_positions_are_even_enough(tmp_path):
     assert judged(made, tmp_path)[1] == ()
 
 
+def test_angles_that_jitter_are_one_orientation(tmp_path):
+    """Around any value to which one could round."""
+    data, affine = series.axial()
+    made = series.slices(data, series.oblique(affine, (5.7392, 0, 0)))  # its cosine is 0.99499
+    for k, ds in enumerate(made):
+        ds.ImageOrientationPatient = [float(v) + (k % 2) * 1e-5 for v in ds.ImageOrientationPatient]
+    assert len(judged(made, tmp_path)[0].layout.planes) == 30
+
+
 def test_g1_a_duplicate_with_the_same_pixels_is_left_out(tmp_path):
     made = series.slices()
     again = copy.deepcopy(made[7])
