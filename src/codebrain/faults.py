@@ -17,7 +17,7 @@ from pathlib import Path
 
 from codebrain.errors import refusal
 
-POINTS = (
+TRAINING_POINTS = (
     "ckpt.begin",
     "ckpt.model.half",
     "ckpt.model.done",
@@ -42,6 +42,15 @@ POINTS = (
     "lock.acquire",
     "lock.release",
 )
+BATCH_POINTS = (
+    "batch.begin",
+    "batch.staged",
+    "batch.ready",
+    "batch.publish.half",
+    "batch.recorded",
+    "batch.table",
+)
+POINTS = (*TRAINING_POINTS, *BATCH_POINTS)
 _SIGNALS = {"kill9": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
 _ERRORS = {"enospc": errno.ENOSPC, "eio": errno.EIO}
 _visits: Counter[str] = Counter()

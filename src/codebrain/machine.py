@@ -59,6 +59,16 @@ def _read(path: Path) -> str:
         return ""
 
 
+_SHARE = 0.8
+"""Of the memory limit that work at the same time may plan with; the rest is for everybody else."""
+
+
+def jobs_that_fit(wanted: int, bytes_each: int) -> int:
+    """How many of ``wanted`` processes of ``bytes_each`` fit into the memory allotted to us; at least one."""
+    limit = memory_limit()
+    return wanted if limit is None else max(1, min(wanted, int(_SHARE * limit // bytes_each)))
+
+
 def peak_memory() -> int:
     """Largest resident size of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -100,7 +110,11 @@ def set_threads(threads: int | None = None) -> int:
 
     if threads is not None and threads < 1:
         raise refusal("CONFIG", "the number of threads must be at least 1", field="threads", found=threads)
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    default = min(allotted_cores(), int(asked)) if asked.isdigit() and int(asked) > 0 else allotted_cores()
-    torch.set_num_threads(threads or default)
+    torch.set_num_threads(threads or default_threads())
     return torch.get_num_threads()
+
+
+def default_threads() -> int:
+    """The cores we were allotted, or a smaller ``OMP_NUM_THREADS``."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(allotted_cores(), int(asked)) if asked.isdigit() and int(asked) > 0 else allotted_cores()

@@ -8,7 +8,6 @@ be redone; files of an older run stay byte for byte what they were until the new
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from codebrain.errors import refusal
 from codebrain.imaging import safe_files
+from codebrain.parsing import parse_json, parse_json_object
 from codebrain.vocabulary import Modality
 
 RUN_FILE = "run.json"
@@ -25,22 +25,26 @@ PREVIEW_FILE = "preview.png"
 REPORT_FILE = "report.html"
 FIGURES = "figures"
 
-_LONGEST_STEM = 255 - len("_FLAIR_uncertainty.nii.gz") - len(".tmp-4194304-01234567") - 1
+_LONGEST_STEM = 255 - len("_space-FLAIR_FLAIR_uncertainty.nii.gz") - len(".tmp-4194304-01234567") - 1
 
 
-def image_name(stem: str, modality: Modality) -> str:
-    """File name of an imputed contrast."""
-    return f"{stem}_{modality}_imputed.nii.gz"
+def image_name(stem: str, modality: Modality, space: Modality | None = None) -> str:
+    """File name of an imputed contrast, on the reference grid or in the space of a given one."""
+    return f"{_in_space(stem, space)}_{modality}_imputed.nii.gz"
 
 
-def uncertainty_name(stem: str, modality: Modality) -> str:
-    """File name of the doubt beside an imputed contrast."""
-    return f"{stem}_{modality}_uncertainty.nii.gz"
+def uncertainty_name(stem: str, modality: Modality, space: Modality | None = None) -> str:
+    """File name of the doubt beside an imputed contrast, on the reference grid or in the space of a given one."""
+    return f"{_in_space(stem, space)}_{modality}_uncertainty.nii.gz"
 
 
-def sidecar_name(stem: str, modality: Modality) -> str:
-    """File name of the facts about an imputed contrast."""
-    return f"{stem}_{modality}_imputed.json"
+def sidecar_name(stem: str, modality: Modality, space: Modality | None = None) -> str:
+    """File name of the facts about an imputed contrast, on the reference grid or in the space of a given one."""
+    return f"{_in_space(stem, space)}_{modality}_imputed.json"
+
+
+def _in_space(stem: str, space: Modality | None) -> str:
+    return stem if space is None else f"{stem}_space-{space}"
 
 
 def dicom_name(stem: str, modality: Modality) -> str:
@@ -99,30 +103,18 @@ class RunFolder:
 
     def __enter__(self) -> RunFolder:
         with contextlib.ExitStack() as exits:
-            self._refuse_raw_data()
+            refuse_raw_data(self.path, inputs=self.inputs, sources=self.sources)
             self._refuse_finished()
-            self._make(exits)
+            if make_folder(self.path):
+                exits.callback(self._remove_empty)
             safe_files.sweep_temporaries(self.path)
             exits.enter_context(safe_files.FolderLock(self.path))
-            self.refuse_full(self.need_bytes)
+            refuse_full(self.path, self.need_bytes)
             self._exits = exits.pop_all()
         return self
 
     def __exit__(self, *failure: object) -> None:
         self._exits.close()
-
-    def _refuse_raw_data(self) -> None:
-        """Real and synthetic scans stay apart: ``OUT_CLOBBER``."""
-        out = self.path.resolve()
-        homes = {file.resolve().parent for file in self.inputs}
-        inside = [source for source in self.sources if out.is_relative_to(source.resolve())]
-        if out in homes or inside or _inside_raw_bids(out):
-            raise refusal(
-                "OUT_CLOBBER",
-                "the output folder lies among the raw scans",
-                file=self.path,
-                hint="Choose a folder outside the data set, so that real and synthetic scans stay apart.",
-            )
 
     def _refuse_finished(self) -> None:
         if (self.path / RUN_FILE).exists() and not self.overwrite:
@@ -133,36 +125,9 @@ class RunFolder:
                 hint="Give --overwrite to replace them, or choose another folder.",
             )
 
-    def _make(self, exits: contextlib.ExitStack) -> None:
-        """Make the folder and prove that it can be written to."""
-        if self.path.exists() and not self.path.is_dir():
-            raise refusal("OUT_PERMISSION", "the output is a file", file=self.path, expected="a folder")
-        try:
-            if not self.path.exists():
-                self.path.mkdir()
-                exits.callback(self._remove_empty)
-            probe = self.path / safe_files.temporary_name("probe")
-            probe.mkdir()
-            probe.rmdir()
-        except OSError as error:
-            raise safe_files.output_refusal(error, self.path) from error
-
     def _remove_empty(self) -> None:
         with contextlib.suppress(OSError):
             self.path.rmdir()
-
-    def refuse_full(self, need_bytes: int) -> None:
-        """``OUT_SPACE`` when the file system has less room than ``need_bytes``."""
-        free = shutil.disk_usage(self.path).free
-        if free < need_bytes:
-            raise refusal(
-                "OUT_SPACE",
-                "there is not enough room for the results",
-                file=self.path,
-                found=f"{free / 2**20:.0f} MiB free",
-                expected=f"{need_bytes / 2**20:.0f} MiB",
-                hint="Free some space or choose another output folder.",
-            )
 
     @contextlib.contextmanager
     def staged(self) -> Iterator[Path]:
@@ -170,40 +135,82 @@ class RunFolder:
 
         ``run.json`` must be among them. When the body raises, nothing changes.
         """
-        stage = self.path / safe_files.temporary_name("run")
-        try:
-            stage.mkdir()
+        with safe_files.staged(self.path, last=RUN_FILE, remove=self._stale) as stage:
             yield stage
-            self._publish(stage)
-        except OSError as error:
-            raise safe_files.output_refusal(error, self.path) from error
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
 
-    def _publish(self, stage: Path) -> None:
-        stale = _outputs(self.path) - _outputs(stage)
-        (self.path / RUN_FILE).unlink(missing_ok=True)
-        safe_files.fsync_path(self.path)
-        files = sorted(path.relative_to(stage) for path in stage.rglob("*") if path.is_file())
-        for name in sorted(files, key=lambda name: name == Path(RUN_FILE)):
-            target = self.path / name
-            target.parent.mkdir(exist_ok=True)
-            (stage / name).replace(target)
-        for name in stale:
-            (self.path / name).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # a series' folder, when nothing is left in it
-                (self.path / name).parent.rmdir()
-        safe_files.fsync_path(self.path)
+    def _stale(self, stage: Path) -> set[Path]:
+        """What only the earlier run wrote."""
+        return _outputs(self.path) - _outputs(stage)
+
+
+def refuse_raw_data(folder: Path, *, inputs: Iterable[Path] = (), sources: Iterable[Path] = ()) -> None:
+    """Real and synthetic scans stay apart.
+
+    Args:
+        folder: where results are to go.
+        inputs: files whose folders stay free of results.
+        sources: folders of raw data, likewise.
+
+    Raises:
+        EnvironmentRefused: ``OUT_CLOBBER``; also for a folder inside a raw BIDS data set, outside its ``derivatives``.
+    """
+    out = folder.resolve()
+    homes = {file.resolve().parent for file in inputs}
+    inside = [source for source in sources if out.is_relative_to(source.resolve())]
+    if out in homes or inside or _inside_raw_bids(out):
+        raise refusal(
+            "OUT_CLOBBER",
+            "the output folder lies among the raw scans",
+            file=folder,
+            hint="Choose a folder outside the data set, so that real and synthetic scans stay apart.",
+        )
+
+
+def make_folder(folder: Path) -> bool:
+    """Make a folder whose parent exists, and prove that it can be written to; says whether it is new.
+
+    Raises:
+        EnvironmentRefused: ``OUT_PERMISSION``, ``OUT_SPACE``, ``OUT_NAME``.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise refusal("OUT_PERMISSION", "the output is a file", file=folder, expected="a folder")
+    new = not folder.exists()
+    try:
+        if new:
+            folder.mkdir()
+        probe = folder / safe_files.temporary_name("probe")
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            if new:
+                folder.rmdir()
+        raise safe_files.output_refusal(error, folder) from error
+    return new
+
+
+def refuse_full(folder: Path, need_bytes: int) -> None:
+    """``OUT_SPACE`` when the file system has less room than ``need_bytes``."""
+    free = shutil.disk_usage(folder).free
+    if free < need_bytes:
+        raise refusal(
+            "OUT_SPACE",
+            "there is not enough room for the results",
+            file=folder,
+            found=f"{free / 2**20:.0f} MiB free",
+            expected=f"{need_bytes / 2**20:.0f} MiB",
+            hint="Free some space or choose another output folder.",
+        )
 
 
 def _outputs(folder: Path) -> set[Path]:
     """Files that ``run.json`` in ``folder`` says its run wrote; only plain names inside the folder count."""
     try:
-        listed = json.loads((folder / RUN_FILE).read_text())["outputs"]
+        listed = parse_json((folder / RUN_FILE).read_bytes())["outputs"]
         names = {Path(output["file"], part) for output in listed for part in output.get("files", [""])}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return set()
-    return {name for name in names if not name.is_absolute() and ".." not in name.parts}
+    return {name for name in names if not name.is_absolute() and ".." not in name.parts and "\0" not in str(name)}
 
 
 def _inside_raw_bids(folder: Path) -> bool:
@@ -219,7 +226,6 @@ def _inside_raw_bids(folder: Path) -> bool:
 def read_json(path: Path) -> Mapping[str, Any]:
     """A JSON object, or an empty one when the file holds none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return parse_json_object(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}

@@ -71,6 +71,16 @@ def _wanted(have: list[Modality], known: ModalitySet, want: Iterable[str | Modal
     if want is None:
         return tuple(m for m in known if m not in have)
     wanted = ModalitySet.parse(want).members
+    check_targets(wanted, known)
+    return wanted
+
+
+def check_targets(wanted: Iterable[Modality], known: ModalitySet) -> None:
+    """Refuse a wish that the model cannot grant, whatever the study has.
+
+    Raises:
+        InputRefused: ``MOD_TARGET_UNKNOWN``.
+    """
     for target in wanted:
         if target not in known:
             raise refusal(
@@ -80,4 +90,3 @@ def _wanted(have: list[Modality], known: ModalitySet, want: Iterable[str | Modal
                 found=target,
                 expected=f"one of {', '.join(known)}",
             )
-    return wanted

@@ -45,7 +45,7 @@ class IntensityScale:
 
 @dataclass(frozen=True)
 class ImputedContrast:
-    """One imputed contrast on the reference grid.
+    """One imputed contrast on the reference grid, or in the space of another given contrast.
 
     Attributes:
         modality: which contrast.
@@ -54,6 +54,7 @@ class ImputedContrast:
         reference: the input whose grid it is on.
         sidecar: the facts that are written beside the file.
         sources: the contrasts that it was imputed from, with their DICOM series where they have one.
+        space: the contrast in whose native space it is; ``None`` on the reference grid.
     """
 
     modality: Modality
@@ -62,6 +63,7 @@ class ImputedContrast:
     reference: Volume
     sidecar: Mapping[str, Any]
     sources: Mapping[Modality, Series | None] = field(default_factory=dict, repr=False)
+    space: Modality | None = None
 
     @property
     def image(self) -> nib.Nifti1Image:
@@ -77,24 +79,25 @@ class ImputedContrast:
 
     def write(self, folder: Path, stem: str) -> list[dict[str, str]]:
         """Write image, doubt and sidecar into ``folder``; returns a row for the record of each."""
-        kinds = {output.image_name(stem, self.modality): "imputed image (SYNTHETIC)"}
-        image, doubt = folder / next(iter(kinds)), folder / output.uncertainty_name(stem, self.modality)
-        write_volume(image, self.data, like=self.reference, **self._marks(str(self.modality)))
+        image = output.image_name(stem, self.modality, self.space)
+        doubt = output.uncertainty_name(stem, self.modality, self.space)
+        rows = self.write_images(folder, image, doubt)
+        sidecar = output.sidecar_name(stem, self.modality, self.space)
+        safe_files.write_json(folder / sidecar, self._full_sidecar(image, doubt))
+        return [*rows, self._row(folder, sidecar, "sidecar")]
+
+    def write_images(self, folder: Path, image: str, doubt: str) -> list[dict[str, str]]:
+        """Write the image and, where there is one, the doubt, under these names; returns a row for each."""
+        write_volume(folder / image, self.data, like=self.reference, **self._marks(str(self.modality)))
+        rows = [self._row(folder, image, "imputed image (SYNTHETIC)")]
         if self.doubt is not None:
-            write_volume(doubt, self.doubt, like=self.reference, **self._marks("doubt"))
-            kinds[doubt.name] = "doubt of the predicted code"
-        sidecar = folder / output.sidecar_name(stem, self.modality)
-        safe_files.write_json(sidecar, self._full_sidecar(image.name, doubt.name))
-        kinds[sidecar.name] = "sidecar"
-        return [
-            {
-                "contrast": str(self.modality),
-                "file": name,
-                "kind": kind,
-                "sha256": safe_files.sha256_file(folder / name),
-            }
-            for name, kind in kinds.items()
-        ]
+            write_volume(folder / doubt, self.doubt, like=self.reference, **self._marks("doubt"))
+            rows.append(self._row(folder, doubt, "doubt of the predicted code"))
+        return rows
+
+    def _row(self, folder: Path, file: str, kind: str) -> dict[str, str]:
+        where = "" if self.space is None else f", on the grid of {self.space}"
+        return {**output_row(folder, file, str(self.modality), kind + where), "space": str(self.sidecar["Space"])}
 
     def write_dicom(self, folder: Path, stem: str, *, keep_patient: bool = False) -> dict[str, Any]:
         """Write the image as a DICOM series into a folder of its own in ``folder``; returns its row for the record.
@@ -147,6 +150,7 @@ class Imputation:
         record: the run: versions, device, inputs, model, seconds, warnings, scores.
         notices: what was accepted with a warning.
         files: what was read; results never go into their folders.
+        native: by given contrast whose space was asked for, what was imputed, on its grid.
         focus: voxel through which the pictures are cut; by default the middle of the head.
     """
 
@@ -159,6 +163,7 @@ class Imputation:
     notices: tuple[Notice, ...] = ()
     files: tuple[Path, ...] = ()
     focus: tuple[int, int, int] | None = field(default=None, repr=False)
+    native: Mapping[Modality, Mapping[Modality, ImputedContrast]] = field(default_factory=dict)
 
     @property
     def doubt(self) -> Image | None:
@@ -170,6 +175,10 @@ class Imputation:
 
     def __iter__(self) -> Iterator[Modality]:
         return iter(self.contrasts)
+
+    def in_space(self, contrast: str | Modality) -> Mapping[Modality, ImputedContrast]:
+        """What was imputed, on the grid of a given contrast whose space was asked for."""
+        return self.native[Modality.parse(contrast)]
 
     def __len__(self) -> int:
         return len(self.contrasts)
@@ -205,39 +214,84 @@ class Imputation:
         keep_patient: bool = False,
     ) -> list[Path]:  # fmt: skip
         """As :meth:`save`, into a folder that was opened before the work."""
-        stem = output.check_stem(self.name)
-        begun = time.perf_counter()
+        output.check_stem(self.name)
         with folder.staged() as stage:
-            written: list[dict[str, Any]] = [row for c in self.contrasts.values() for row in c.write(stage, stem)]
-            if dicom:
-                written += [c.write_dicom(stage, stem, keep_patient=keep_patient) for c in self.contrasts.values()]
-            figures = self._draw(stage)
-            seconds = {**self.record["seconds"], "write": round(time.perf_counter() - begun, 2)}
-            run = {**self.record, "seconds": seconds, "peak_memory_bytes": peak_memory(), "outputs": written,
-                   "figures": figures, "command": shown_command(command)}  # fmt: skip
-            safe_files.write_json(stage / output.RUN_FILE, run)
-            write_report(stage)
+            self.fill(stage, command=command, dicom=dicom, keep_patient=keep_patient)
             names = sorted(path.relative_to(stage) for path in stage.rglob("*") if path.is_file())
         return [folder.path / name for name in names]
 
-    def _draw(self, stage: Path) -> list[dict[str, str]]:
-        """Draw every picture into ``stage``; returns their rows for the record."""
+    def fill(
+        self, stage: Path, *, command: Sequence[str] | None = None, dicom: bool = False, keep_patient: bool = False
+    ) -> dict[str, Any]:
+        """Write images, doubt maps, sidecars, pictures, record and report into an empty folder; returns the record."""
+        stem, begun = output.check_stem(self.name), time.perf_counter()
+        images = [self.contrasts, *self.native.values()]
+        written: list[dict[str, Any]] = [
+            row for space in images for c in space.values() for row in c.write(stage, stem)
+        ]
+        if dicom:
+            written += [c.write_dicom(stage, stem, keep_patient=keep_patient) for c in self.contrasts.values()]
+        pictures = self.pictures()
+        (stage / output.FIGURES).mkdir()
+        for name, content in pictures.figures.items():
+            safe_files.write_bytes(stage / output.FIGURES / name, content)
+        safe_files.write_bytes(stage / output.PREVIEW_FILE, pictures.preview)
+        rows = [{**row, "file": f"{output.FIGURES}/{row['file']}"} for row in pictures.rows]
+        run = self.full_record(written, rows, begun=begun, command=command)
+        safe_files.write_json(stage / output.RUN_FILE, run)
+        write_report(stage)
+        return run
+
+    def full_record(
+        self,
+        written: Sequence[Mapping[str, Any]],
+        figures: Sequence[Mapping[str, str]],
+        *,
+        begun: float,
+        command: Sequence[str] | None = None,
+    ) -> dict[str, Any]:
+        """The run's record with what is only known when the files are written.
+
+        Args:
+            written: rows of the files.
+            figures: rows of the pictures.
+            begun: when the writing began, on the clock of ``time.perf_counter``.
+            command: the command line.
+        """
+        seconds = {**self.record["seconds"], "write": round(time.perf_counter() - begun, 2)}
+        return {**self.record, "seconds": seconds, "peak_memory_bytes": peak_memory(), "outputs": list(written),
+                "figures": list(figures), "command": shown_command(command)}  # fmt: skip
+
+    def pictures(self) -> Pictures:
+        """Every picture of the study, drawn."""
         panels = study_panels(self.given, self.unit, truth=self.truth, doubt=self.doubt)
         affine = next(iter(self.contrasts.values())).reference.affine
-        pictures, titles = draw_panels(panels, affine, focus=self.focus), panel_titles(panels)
-        (stage / output.FIGURES).mkdir()
-        for name, picture in pictures.items():
-            safe_files.write_bytes(stage / output.FIGURES / name, png(picture))
-        safe_files.write_bytes(stage / output.PREVIEW_FILE, png(draw_preview(panels, pictures)))
-        return [
-            {
-                "file": f"{output.FIGURES}/{p.file}",
-                "contrast": str(p.contrast),
-                "role": p.role,
-                "title": titles[p.file],
-            }
-            for p in panels
-        ]
+        drawn, titles = draw_panels(panels, affine, focus=self.focus), panel_titles(panels)
+        rows = tuple(
+            {"file": p.file, "contrast": str(p.contrast), "role": p.role, "title": titles[p.file]} for p in panels
+        )
+        figures = {name: png(picture) for name, picture in drawn.items()}
+        return Pictures(figures, rows, png(draw_preview(panels, drawn)))
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What people look at, as PNG files.
+
+    Attributes:
+        figures: by file name.
+        rows: for the record: file, contrast, role and title of each.
+        preview: all of them on one sheet.
+    """
+
+    figures: Mapping[str, bytes]
+    rows: tuple[Mapping[str, str], ...]
+    preview: bytes
+
+
+def output_row(folder: Path, name: str, contrast: str, kind: str) -> dict[str, str]:
+    """A file that was written, as records list it."""
+    return {"contrast": contrast, "file": name, "kind": kind, "sha256": safe_files.sha256_file(folder / name)}
 
 
 def shown_command(command: Sequence[str] | None) -> list[str]:

@@ -121,7 +121,7 @@ def test_a_run_that_is_never_stopped(folder: Path) -> None:
     assert begun["format"] == 1 and begun["data"] and begun["config"]["seed"] == 1337
 
 
-@pytest.mark.parametrize("point", faults.POINTS)
+@pytest.mark.parametrize("point", faults.TRAINING_POINTS)
 def test_killed_at_any_point_it_resumes_to_the_same_weights(folder: Path, point: str) -> None:
     name = f"kill-{point}"
     # The second visit where there is one: the first may come before the first checkpoint.

@@ -26,6 +26,8 @@ ONLY_IN: dict[str, set[str]] = {
     "nibabel.loadsave.save": set(),
     "SimpleITK.ReadImage": set(),
     "SimpleITK.WriteImage": set(),
+    "ants.image_read": {"imaging/synra.py"},  # the deformation that ANTs has just written into a temporary folder
+    "ants.image_write": set(),
     "pydicom.dcmread": {"imaging/dicom/header.py"},
     "pydicom.dcmwrite": {"imaging/dicom/derived.py"},  # into memory
     "pydicom.filereader.read_partial": set(),

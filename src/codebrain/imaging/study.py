@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from codebrain.errors import CodeBrainError, refusal
+from codebrain.imaging import bids
 from codebrain.imaging.dicom.convert import agreeing_series, read_series
 from codebrain.imaging.dicom.find import only_series
 from codebrain.imaging.dicom.series import Series
 from codebrain.imaging.volume import MAX_VOXELS, Volume, read_volume
 from codebrain.vocabulary import Modality
-
-_SCAN = re.compile(r"(?P<stem>.+)\.nii(\.gz)?$", re.IGNORECASE)
-_GADOLINIUM = re.compile(r"(^|_)ce-(gadolinium|gd|gad|gado)(_|$)", re.IGNORECASE)
-_OTHER_CONTRAST_AGENT = re.compile(r"(^|_)ce-", re.IGNORECASE)
-_NOT_A_SOURCE = re.compile(r"(^|_)(part-phase|inv-\d+|desc-(imputed|uncertainty|synthetic))(_|$)", re.IGNORECASE)
-_BIDS_CHOICE = re.compile(r"(^|_)(ses|run|acq|rec|echo)-", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -185,26 +180,32 @@ def _candidates(folder: Path) -> dict[Modality, list[Path]]:
 
 
 def modality_of(file_name: str) -> Modality | None:
-    """The contrast that a file's name says, by its last word; ``None`` where it says none."""
-    match = _SCAN.match(os.fspath(file_name))
+    """The contrast that a file's name says, by its last word; ``None`` where it says none.
+
+    BIDS entities count in any name; see :mod:`codebrain.imaging.bids`.
+    """
+    match = bids.SCAN.match(os.fspath(file_name))
     if match is None or file_name.startswith("."):
         return None
-    stem = match["stem"]
-    if _NOT_A_SOURCE.search(stem):
-        return None
+    if (name := bids.parse_name(file_name)) is not None and name.suffix in bids.SUFFIXES:
+        return bids.contrast_of(name)[0]
     try:
-        modality = Modality.parse(re.split(r"[-_. ]", stem)[-1])
+        modality = Modality.parse(re.split(r"[-_. ]", match["stem"])[-1])
     except CodeBrainError:
         return None
-    if modality is Modality.T1 and _GADOLINIUM.search(stem):
-        return Modality.T1GD
-    return None if _OTHER_CONTRAST_AGENT.search(stem) and modality is not Modality.T1GD else modality
+    return bids.with_entities(modality, bids.entities_in(match["stem"]))[0]
 
 
-def _ambiguous(modality: Modality, paths: list[Path], folder: Path) -> CodeBrainError:
-    bids = any(_BIDS_CHOICE.search(path.name) for path in paths)
+def sessions_in(folder: Path | str) -> list[str]:
+    """The sessions of a BIDS subject's folder, or the subjects of a data set's; none elsewhere."""
+    names = sorted(path.name for path in Path(folder).expanduser().iterdir() if path.is_dir())
+    return [name for name in names if re.fullmatch(r"(ses|sub)-[0-9A-Za-z+]+", name)]
+
+
+def _ambiguous(modality: Modality, paths: Sequence[Path], folder: Path) -> CodeBrainError:
+    named = any(set(bids.CHOICES) & set(bids.entities_in(path.name.partition(".")[0])) for path in paths)
     return refusal(
-        "BIDS_AMBIGUOUS" if bids else "MOD_DUPLICATE",
+        "BIDS_AMBIGUOUS" if named else "MOD_DUPLICATE",
         f"{len(paths)} files are named as {modality}",
         file=folder,
         found=", ".join(path.name for path in paths),

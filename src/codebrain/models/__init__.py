@@ -30,6 +30,7 @@ __all__ = [
     "bundled_models",
     "load_model",
     "model_class",
+    "model_facts",
     "model_names",
     "model_summaries",
     "save_model",
@@ -191,6 +192,13 @@ def save_model(
     from codebrain.models import _folder
 
     return _folder.save_model(model, folder, preparation=preparation, metrics=metrics, card=card, half=half)
+
+
+def model_facts(source: Path | str) -> tuple[str, str, ModalitySet]:
+    """Name, SHA-256 of the weights and contrasts that a model folder states, without reading its weights."""
+    from codebrain.models import _folder
+
+    return _folder.model_facts(source)
 
 
 def load_model(folder: Path | str) -> ImputationModel:

@@ -202,7 +202,7 @@ def _refusal(series: Series, code: str, message: str, **facts: object) -> CodeBr
 def _judge_kind(series: Series) -> None:
     first = series.first
     if first.modality != "MR":
-        raise _refusal(series, "DCM_MODALITY", "this is not an MR image", field="Modality", found=code_string(first.modality),
+        raise _refusal(series, "DCM_MODALITY", "not an MR image", field="Modality", found=code_string(first.modality),
                        expected="MR", hint="Give MR series only.")  # fmt: skip
     if first.sop_class not in MR_IMAGES:
         raise _refusal(series, "DCM_UNSUPPORTED", "this kind of DICOM object is not read", field="SOPClassUID",

@@ -1,0 +1,116 @@
+"""Workers that keep what they loaded: loaded once, replaced when they die, gone when their parent is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from codebrain.data.crew import Job, crew
+from codebrain.data.isolated import Tell
+from codebrain.errors import CodeBrainError, refusal
+
+
+def begin(slot: int) -> dict[str, int]:
+    return {"slot": slot, "pid": os.getpid(), "tasks": 0}
+
+
+def work(kept: dict[str, int], task: int, tell: Tell) -> tuple[int, int, int]:
+    if task == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    kept["tasks"] += 1
+    tell(task * 10)
+    return task, kept["pid"], kept["tasks"]
+
+
+def died(task: int, status: int | None) -> tuple[int, int, int]:
+    return task, 0, status or 0
+
+
+JOB = Job(begin, work, died)
+
+
+def test_a_worker_keeps_what_it_loaded_and_a_dead_one_is_replaced() -> None:
+    heard: list[tuple[int, int]] = []
+    results = list(crew(JOB, [1, 2, 3, 4, 5], jobs=1, told=lambda task, message: heard.append((task, message))))
+    assert [task for task, _, _ in results] == [1, 2, 3, 4, 5]
+    first, second, dead, fourth, fifth = results
+    assert first[1] == second[1] and (first[2], second[2]) == (1, 2)
+    assert dead[1:] == (0, -signal.SIGKILL)
+    assert fourth[1] == fifth[1] != first[1] and fourth[2] == 1
+    assert heard == [(1, 10), (2, 20), (4, 40), (5, 50)]
+
+
+def test_several_workers_and_none() -> None:
+    results = list(crew(JOB, [1, 2, 4, 5, 6, 7], jobs=2))
+    assert sorted(task for task, _, _ in results) == [1, 2, 4, 5, 6, 7]
+    assert [pid for _, pid, _ in crew(JOB, [1, 2], jobs=0)] == [os.getpid()] * 2
+    assert list(crew(JOB, [], jobs=2)) == []
+
+
+def refuse(slot: int) -> None:
+    raise refusal("CKPT_NONE", "no model is there")
+
+
+def vanish(slot: int) -> None:
+    os._exit(3)
+
+
+@pytest.mark.parametrize(("start", "code"), [(refuse, "CKPT_NONE"), (vanish, "ENV_WORKER")])
+def test_a_worker_that_cannot_begin_stops_the_work(start, code) -> None:
+    with pytest.raises(CodeBrainError) as caught:
+        list(crew(Job(start, work, died), [1, 2], jobs=1))
+    assert caught.value.code == code
+
+
+def linger(kept: dict[str, int], path: str, tell: Tell) -> None:
+    Path(path).write_text(str(os.getpid()))
+    while not path.endswith("quick"):
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(condition, seconds: float = 20.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_closing_ends_the_workers(tmp_path: Path) -> None:
+    tasks = [str(tmp_path / "quick"), str(tmp_path / "slow")]
+    results = crew(Job(begin, linger, died), tasks, jobs=1)
+    next(results)
+    assert wait_for((tmp_path / "slow").exists)
+    results.close()  # type: ignore[attr-defined]
+    assert not alive(int((tmp_path / "slow").read_text()))
+
+
+def test_no_worker_outlives_a_killed_parent(tmp_path: Path) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from codebrain.data.crew import Job, crew\nfrom test_crew import begin, died, linger\n"
+        f"if __name__ == '__main__': list(crew(Job(begin, linger, died), [{str(tmp_path / 'slow')!r}], jobs=1))"
+    )
+    script = tmp_path / "parent.py"
+    script.write_text(code)
+    parent = subprocess.Popen([sys.executable, str(script)])
+    assert wait_for(lambda: (tmp_path / "slow").exists() and (tmp_path / "slow").read_text())
+    worker = int((tmp_path / "slow").read_text())
+    assert alive(worker)
+    parent.kill()
+    parent.wait()
+    assert wait_for(lambda: not alive(worker), 5)
