@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from codebrain.imaging.dicom.instance import Parameters
-from codebrain.imaging.dicom.series import MR_IMAGES, Series, component
+from codebrain.imaging.dicom.series import MR_IMAGES, Series, code_string, component
 from codebrain.vocabulary import Modality
 
 SYNTHETIC_REASON = "computed by a model, not measured"
@@ -98,7 +98,7 @@ _BEFORE = _word(r"pre|pre ?(?:contrast|gd|gad|km)|no[nt]? ?(?:contrast|c|gd|gad|
 def label(series: Series) -> Label:
     """Say what a series is."""
     if series.first.modality != "MR":
-        return Label(None, f"not MR ({_plain(series.first.modality)})")
+        return Label(None, f"not MR ({code_string(series.first.modality)})")
     if series.first.synthetic:
         return Label(None, SYNTHETIC_REASON)
     if len(series.planes) < LEAST_SLICES:
@@ -206,8 +206,3 @@ def _physics(told: Parameters) -> str:
 
 def _count(slices: int) -> str:
     return f"{slices} slice" + ("" if slices == 1 else "s")
-
-
-def _plain(text: str) -> str:
-    """A code string from a file; anything else is not repeated."""
-    return text if re.fullmatch(r"[A-Z]{2,10}", text) else "unknown"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -201,11 +202,11 @@ def _refusal(series: Series, code: str, message: str, **facts: object) -> CodeBr
 def _judge_kind(series: Series) -> None:
     first = series.first
     if first.modality != "MR":
-        raise _refusal(series, "DCM_MODALITY", "this is not an MR image", field="Modality", found=first.modality,
+        raise _refusal(series, "DCM_MODALITY", "not an MR image", field="Modality", found=code_string(first.modality),
                        expected="MR", hint="Give MR series only.")  # fmt: skip
     if first.sop_class not in MR_IMAGES:
         raise _refusal(series, "DCM_UNSUPPORTED", "this kind of DICOM object is not read", field="SOPClassUID",
-                       found=first.sop_class, expected="MR Image or Enhanced MR Image",
+                       found=_uid(first.sop_class), expected="MR Image or Enhanced MR Image",
                        hint="Give the original MR series.")  # fmt: skip
     if first.pixels is None:
         raise _refusal(series, "IN_TRUNCATED", "there are no pixels", hint="Export the series again.")
@@ -280,7 +281,12 @@ def _judge_pixels(instance: Instance, series: Series) -> None:
 
 def _uid(text: str) -> str:
     """A UID from a file, if it is one; anything else is not repeated."""
-    return text if len(text) <= 64 and all(c in "0123456789." for c in text) else "no UID"
+    return text if re.fullmatch(r"[0-9.]{1,64}", text) else "no UID"
+
+
+def code_string(text: str) -> str:
+    """A code such as a modality from a file, if it can be one; anything else is not repeated."""
+    return text if re.fullmatch(r"[A-Z]{2,8}", text) else "unknown"
 
 
 def lay_out(series: Series) -> Layout:
@@ -353,7 +359,7 @@ def _without_repeats(series: Series, placed: list[tuple[float, Plane]]) -> tuple
             found=f"at {_millimetres(clashes)} along the slices' normal", expected="one image at each position",
             hint="It may be a time series or a series exported twice; give one volume of it.",
         )  # fmt: skip
-    note = f"{repeats} files repeat a slice with the same pixels; they were left out"
+    note = f"repeated slices with the same pixels were left out ({repeats})"
     return [plane for _, plane in kept], (Notice("DCM_DUPLICATE", note, series.name),) if repeats else ()
 
 

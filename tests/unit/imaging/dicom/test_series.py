@@ -79,7 +79,7 @@ def test_g1_a_duplicate_with_the_same_pixels_is_left_out(tmp_path):
     again.SOPInstanceUID = "1.2.3.4"
     found, notices = judged([*made, again], tmp_path)
     assert len(found.layout.planes) == 30
-    assert [notice.code for notice in notices] == ["DCM_DUPLICATE"] and "1 files repeat" in notices[0].message
+    assert [notice.code for notice in notices] == ["DCM_DUPLICATE"] and "left out (1)" in notices[0].message
 
 
 def test_g1_a_duplicate_with_other_pixels_is_refused(tmp_path):
