@@ -155,7 +155,7 @@ def test_a_failure_keeps_the_results_of_an_earlier_run(batch, raw, tmp_path):
 
 def test_names_that_would_be_one_file(batch, raw, tmp_path):
     files = studies_in(raw)[0].files
-    studies = [BatchStudy(name, files, {m: "x" for m in files}) for name in ("p1", "P1", "../up")]
+    studies = [BatchStudy(name, files, dict.fromkeys(files, "x")) for name in ("p1", "P1", "../up")]
     result = batch(studies=studies)
     assert [(r.study, r.status, r.code) for r in result.records] == [
         ("p1", "done", ""), ("P1", "refused", "OUT_NAME"), ("../up", "refused", "OUT_NAME"),

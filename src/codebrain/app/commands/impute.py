@@ -160,9 +160,9 @@ def gather_files(
         named[modality] = path
     found: dict[Modality, Path] = {}
     if folder is not None:
-        from codebrain.imaging.study import find_files
+        from codebrain.imaging.study import find_session
 
-        found = find_files(folder)
+        found = find_session(folder)
         for modality, path in found.items() if announce else ():
             say(f"codebrain: {modality}: {path.name}" + (" (replaced by the option)" if modality in named else ""))
     files = found | named
