@@ -81,7 +81,7 @@ def work(
     with progress("imputing", quiet=quiet) as bar:
         result = run_batch(
             studies, out, settings=settings, layout=layout, jobs=jobs, overwrite=overwrite, sources=sources,
-            prepare=prepare, progress=teller(bar, as_json=as_json, quiet=quiet, unit="study"),
+            prepare=prepare, progress=teller(bar, as_json=as_json, quiet=quiet, unit="study", units="studies"),
         )  # fmt: skip
     for notice in result.notices:
         say(f"codebrain: warning: {notice.code}: {notice.message}")
