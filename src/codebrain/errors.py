@@ -16,6 +16,7 @@ Raise with :func:`refusal`, which picks the class from the code, so that a code 
 
 from __future__ import annotations
 
+import errno
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -130,6 +131,7 @@ class TrainingDiverged(CodeBrainError):
     exit_code = 7
 
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _USAGE = {"CONFIG", "MOD_UNKNOWN", "MOD_DUPLICATE", "MOD_NONE"}
 _BY_PREFIX: tuple[tuple[str, type[CodeBrainError]], ...] = (
     ("OUT_", EnvironmentRefused),
@@ -185,6 +187,9 @@ def as_refusal(error: Exception) -> CodeBrainError | None:
         return error
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return refusal("ENV_MEMORY", "there was not enough memory", hint="Use a smaller study or another device.")
+    if isinstance(error, OSError) and error.errno in _FULL:
+        hint = "Free some space or choose another output folder."
+        return refusal("OUT_SPACE", f"nothing can be written: {error.strerror}", file=error.filename, hint=hint)
     if isinstance(error, PermissionError):
         return refusal("OUT_PERMISSION", "this may not be read or written", file=error.filename)
     return None

@@ -261,7 +261,7 @@ INTENSITIES = [
     refused("B5", "slope fine, intercept Inf", intercept(inf), "IN_HEADER"),
     refused("B6", "slope 1e38", forged(scans.SLOPE, 1e38), "IN_NONFINITE"),
     accepted("B7", "negative intensities", voxels(lambda d: d - 100), "IN_NEGATIVE"),
-    accepted("B7", "slope -1", forged(scans.SLOPE, -1.0), "IN_NEGATIVE IN_SATURATED"),
+    accepted("B7", "slope -1", forged(scans.SLOPE, -1.0), "IN_NEGATIVE"),
     accepted("B8", "NaN outside the head", voxels(outside_to(nan)), "IN_NAN"),
     refused("B8", "NaN inside the head", voxels(put(nan, "inside")), "IN_NONFINITE"),
     refused("B9", "Inf inside the head", voxels(put(inf, "inside")), "IN_NONFINITE"),

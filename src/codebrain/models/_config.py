@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from codebrain.errors import refusal
 from codebrain.models import bundled_models
+from codebrain.parsing import parse_json_object, read_small
 from codebrain.vocabulary import ModalitySet
 
 FORMAT = 1
@@ -63,9 +63,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     try:
-        config = json.loads(read(path))
+        config = parse_json_object(read(path, small=True))
         number = config["format"]
-        _ = config["architecture"], config["settings"], config["modalities"], config["weights_sha256"]
+        kinds = {"architecture": str, "settings": dict, "modalities": list, "weights_sha256": str}
+        wrong = [name for name, kind in kinds.items() if not isinstance(config[name], kind)]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)} of another type")
     except (ValueError, KeyError, TypeError) as error:
         raise refusal("CKPT_CORRUPT", f"this is not a model's config.json: {error}", file=path) from error
     if number != FORMAT:
@@ -80,14 +83,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def read(path: Path) -> bytes:
-    """A file of a model folder; ``CKPT_CORRUPT`` when it cannot be read."""
+def read(path: Path, *, small: bool = False) -> bytes:
+    """A file of a model folder, ``small`` for documents; ``CKPT_CORRUPT`` when it cannot be read."""
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise refusal(
-            "CKPT_CORRUPT", f"the model folder's {path.name} cannot be read: {error.strerror}", file=path
-        ) from error
+        return read_small(path) if small else path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise refusal("CKPT_CORRUPT", f"the model folder's {path.name} cannot be read: {reason}", file=path) from error
 
 
 def _head(path: Path) -> bytes:

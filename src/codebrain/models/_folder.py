@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,18 +24,27 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
-from codebrain.errors import refusal
+from codebrain.errors import CodeBrainError, refusal
 from codebrain.imaging import safe_files
 from codebrain.models import build_model
 from codebrain.models._config import FORMAT, looks_pickled, model_folder, read, read_config
-from codebrain.vocabulary import ModalitySet, Preparation
+from codebrain.parsing import parse_json_object
+from codebrain.vocabulary import YOUNGER_FIELDS, ModalitySet, Preparation
 
 if TYPE_CHECKING:
     from codebrain.models._contract import ImputationModel
 
 _HEADER_LIMIT = 100 * 2**20
+_ROOM = 2**26
+"""Numbers that a model may hold beyond its weights file: the largest critic here has a fifth of that."""
+
+_MOST_TENSORS = 2**14
 
 
 def save_model(
@@ -49,7 +60,7 @@ def save_model(
 
     Args:
         model: what to save; its ``training_only`` parts are left out.
-        folder: created if absent; files of an earlier model in it are replaced.
+        folder: created if absent; files of an earlier model in it are replaced, all of them or none.
         preparation: how images must be prepared for the model.
         metrics: scores, written to ``metrics.json``.
         card: text of ``MODEL_CARD.md``; a short factual one is written when absent.
@@ -57,6 +68,9 @@ def save_model(
 
     Returns:
         SHA-256 of the weights file.
+
+    Raises:
+        EnvironmentRefused: ``OUT_SPACE``, ``OUT_PERMISSION``; an earlier model is then as it was.
     """
     tensors = {name: _stored(value, half) for name, value in _lasting_state(model).items()}
     weights = _ordered(tensors_to_bytes(tensors, metadata=_identity(model, preparation)))
@@ -68,12 +82,14 @@ def save_model(
         "modalities": list(model.modalities),
         "weights_sha256": digest,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    safe_files.write_bytes(folder / "model.safetensors", weights)
-    safe_files.write_text(folder / "preparation.json", preparation.to_json() + "\n")
-    safe_files.write_json(folder / "metrics.json", dict(metrics or {}))
-    safe_files.write_text(folder / "MODEL_CARD.md", card or _plain_card(model))
-    safe_files.write_json(folder / "config.json", config)
+    safe_files.make_folder(folder, parents=True)
+    safe_files.sweep_temporaries(folder)
+    with safe_files.staged(folder, last="config.json") as stage:
+        safe_files.write_bytes(stage / "model.safetensors", weights)
+        safe_files.write_text(stage / "preparation.json", preparation.to_json() + "\n")
+        safe_files.write_json(stage / "metrics.json", dict(metrics or {}))
+        safe_files.write_text(stage / "MODEL_CARD.md", card or _plain_card(model))
+        safe_files.write_json(stage / "config.json", config)
     return digest
 
 
@@ -88,14 +104,57 @@ def load_model(source: Path | str) -> ImputationModel:
     """
     folder = model_folder(source)
     config = read_config(folder)
-    preparation = Preparation.from_json(read(folder / "preparation.json").decode("utf-8", "replace"))
+    preparation = Preparation.from_json(read(folder / "preparation.json", small=True).decode("utf-8", "replace"))
     weights = _read_weights(folder / "model.safetensors", str(config["weights_sha256"]))
-    with torch.random.fork_rng(devices=[]):
-        model = build_model(config["architecture"], ModalitySet.parse(config["modalities"]), config["settings"])
+    model = _built(config, folder, len(weights))
     _check_identity(folder, weights, model, preparation)
-    _fill(model, tensors_from_bytes(weights), folder)
+    _fill(model, _tensors(weights, folder), folder)
     model.preparation, model.sha256, model.name = preparation, config["weights_sha256"], folder.name
     return model.eval().requires_grad_(False)
+
+
+def _built(config: Mapping[str, Any], folder: Path, weights_size: int) -> ImputationModel:
+    """The untrained model that ``config.json`` describes.
+
+    Raises:
+        ModelRefused: ``CKPT_CORRUPT`` for contrasts or settings that no such model has.
+        UsageError: ``CONFIG`` for an architecture or a setting that this version does not know.
+    """
+    try:
+        modalities = ModalitySet.parse(config["modalities"])
+        with torch.random.fork_rng(devices=[]), _no_larger_than(weights_size):
+            return build_model(config["architecture"], modalities, config["settings"])
+    except CodeBrainError:
+        raise
+    except Exception as error:  # whatever a constructor says to a width of -1
+        raise refusal("CKPT_CORRUPT", f"no model can be built as config.json says: {error}", file=folder) from error
+
+
+@contextmanager
+def _no_larger_than(weights_size: int) -> Iterator[None]:
+    """Stop the building of a model that its weights could never fill, before its memory is touched.
+
+    Critics, which the file leaves out, have room too.
+
+    Args:
+        weights_size: bytes of the weights file.
+    """
+    left, thread = 4 * weights_size + _ROOM, threading.get_ident()
+
+    def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+        nonlocal left
+        if tensor is None or threading.get_ident() != thread:
+            return
+        left -= tensor.numel() + _ROOM // _MOST_TENSORS
+        if left < 0:
+            raise ValueError("it would be far larger than its weights")
+
+    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _ordered(weights: bytes) -> bytes:
@@ -143,12 +202,21 @@ def _identity(model: ImputationModel, preparation: Preparation) -> dict[str, str
         "normalisation": preparation.normalisation,
         "percentiles": json.dumps(preparation.percentiles),
         "pixel spacing": json.dumps(preparation.pixel_spacing_mm),
+        **_younger(asdict(preparation)),
     }
 
 
+def _younger(fields: Mapping[str, Any]) -> dict[str, str]:
+    """What identifies a model of the fields of the preparation that older weights files do not declare."""
+    return {name: json.dumps(fields[name]) for name in YOUNGER_FIELDS}
+
+
 def _check_identity(folder: Path, weights: bytes, model: ImputationModel, preparation: Preparation) -> None:
-    header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
-    stored = _completed(header.get("__metadata__") or {}, model)
+    try:
+        header = parse_json_object(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
+    except ValueError as error:
+        raise refusal("CKPT_CORRUPT", f"the header of the weights is damaged: {error}", file=folder) from error
+    stored = _completed(header.get("__metadata__"), model)
     declared = _identity(model, preparation)
     different = [name for name, value in declared.items() if stored.get(name) != value]
     if different:
@@ -162,17 +230,27 @@ def _check_identity(folder: Path, weights: bytes, model: ImputationModel, prepar
         )
 
 
-def _completed(stored: Mapping[str, str], model: ImputationModel) -> dict[str, str]:
+def _completed(stored: Any, model: ImputationModel) -> dict[str, str]:
     """What a weights file declares; settings that did not exist when it was written have their defaults.
 
     ``config.json`` is completed in the same way when the model is built from it.
     """
+    if not isinstance(stored, dict):
+        return {}
     try:
-        settings = json.loads(stored["settings"])
+        settings = parse_json_object(stored["settings"])
         defaults = json.loads(json.dumps(asdict(type(model.settings)())))
-        return {**stored, "settings": json.dumps(defaults | settings, sort_keys=True)}
+        return _younger(YOUNGER_FIELDS) | {**stored, "settings": json.dumps(defaults | settings, sort_keys=True)}
     except (KeyError, TypeError, ValueError):
         return dict(stored)  # not the settings of a model, which is then a difference
+
+
+def _tensors(weights: bytes, folder: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = tensors_from_bytes(weights)
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise refusal("CKPT_CORRUPT", f"the weights cannot be read: {error}", file=folder) from error
+    return tensors
 
 
 def _fill(model: ImputationModel, tensors: dict[str, Tensor], folder: Path) -> None:

@@ -41,11 +41,12 @@ def write_report(folder: Path) -> Path:
     """
     run = read_run(folder)
     try:
-        page = render(run, {str(f["file"]): _picture(folder, str(f["file"])) for f in run["figures"]})
+        page = render(run, {str(f["file"]): _picture(folder, str(f["file"])) for f in run["figures"]}).encode()
     except (jinja2.UndefinedError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise _no_run(folder, f"run.json is not complete: {error}") from error
     target = folder / output.REPORT_FILE
-    safe_files.write_text(target, page)
+    safe_files.sweep_temporaries(folder)
+    safe_files.write_bytes(target, page)
     return target
 
 
@@ -125,7 +126,7 @@ def template(name: str) -> jinja2.Template:
 
 
 def csp_hash(style: str) -> Markup:
-    """The style's hash, as the page's content security policy allows it."""
+    """What a content security policy calls the one style that a page may use."""
     return Markup("sha256-" + base64.b64encode(hashlib.sha256(style.encode()).digest()).decode())
 
 
