@@ -130,6 +130,9 @@ class TrainingDiverged(CodeBrainError):
     exit_code = 7
 
 
+_GPU = "CUDA error"
+"""How torch begins the message of an error of the driver: a failed assertion on the device, a GPU off the bus."""
+
 _USAGE = {"CONFIG", "MOD_UNKNOWN", "MOD_DUPLICATE", "MOD_NONE"}
 _BY_PREFIX: tuple[tuple[str, type[CodeBrainError]], ...] = (
     ("OUT_", EnvironmentRefused),
@@ -170,6 +173,11 @@ def refusal(
     return error_class(code)(code, message, file=file, field=field, found=found, expected=expected, hint=hint)
 
 
+def one_line(text: str) -> str:
+    """``text`` on one line; control and bidirectional characters, which file names may hold, are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def missing_extra(package: str, extra: str, purpose: str) -> CodeBrainError:
     """The sentence for an optional package that is not installed."""
     return refusal(
@@ -185,6 +193,9 @@ def as_refusal(error: Exception) -> CodeBrainError | None:
         return error
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return refusal("ENV_MEMORY", "there was not enough memory", hint="Use a smaller study or another device.")
+    if type(error).__name__ == "AcceleratorError" or (isinstance(error, RuntimeError) and _GPU in str(error)):
+        hint = "Start again; look at the driver's log (dmesg, Xid) if it happens twice, or use --device cpu."
+        return refusal("ENV_GPU", f"the GPU failed: {str(error).partition(chr(10))[0]}", hint=hint)
     if isinstance(error, PermissionError):
         return refusal("OUT_PERMISSION", "this may not be read or written", file=error.filename)
     return None

@@ -136,8 +136,8 @@ def write_bytes(target: Path | str, content: bytes) -> None:
 
 
 def write_text(target: Path | str, content: str) -> None:
-    """Write UTF-8 text to ``target``, all or nothing."""
-    write_bytes(target, content.encode())
+    """Write UTF-8 text to ``target``, all or nothing; bytes of a file name that are no text become escapes."""
+    write_bytes(target, content.encode("utf-8", "backslashreplace"))
 
 
 def write_json(target: Path | str, content: object) -> None:

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 _PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npz", ".bin")
-_HEADER_LIMIT = 100 * 2**20
+_HEADER_LIMIT = 4 * 2**20
+"""A thousand tensors take about 100 kB; a header of a million takes half a minute to read, for nothing."""
 
 
 def save_model(
@@ -94,7 +95,7 @@ def load_model(source: Path | str) -> ImputationModel:
     with torch.random.fork_rng(devices=[]):
         model = build_model(config["architecture"], ModalitySet.parse(config["modalities"]), config["settings"])
     _check_identity(folder, weights, model, preparation)
-    _fill(model, tensors_from_bytes(weights), folder)
+    _fill(model, _tensors(weights, folder), folder)
     model.preparation, model.sha256, model.name = preparation, config["weights_sha256"], folder.name
     return model.eval().requires_grad_(False)
 
@@ -222,8 +223,7 @@ def _identity(model: ImputationModel, preparation: Preparation) -> dict[str, str
 
 
 def _check_identity(folder: Path, weights: bytes, model: ImputationModel, preparation: Preparation) -> None:
-    header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
-    stored = _completed(header.get("__metadata__") or {}, model)
+    stored = _completed(_metadata(weights, folder), model)
     declared = _identity(model, preparation)
     different = [name for name, value in declared.items() if stored.get(name) != value]
     if different:
@@ -235,6 +235,28 @@ def _check_identity(folder: Path, weights: bytes, model: ImputationModel, prepar
             found="; ".join(f"{name} {declared[name]}" for name in different),
             expected="; ".join(f"{name} {stored.get(name, 'not recorded')}" for name in different),
         )
+
+
+def _metadata(weights: bytes, folder: Path) -> dict[str, str]:
+    """What a weights file declares in its header; empty where it declares nothing."""
+    try:
+        header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
+        return dict(header.get("__metadata__") or {})
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise _unreadable(error, folder) from error
+
+
+def _tensors(weights: bytes, folder: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = tensors_from_bytes(weights)
+        return tensors
+    except (SafetensorError, ValueError, KeyError) as error:  # a header that describes other bytes than there are
+        raise _unreadable(error, folder) from error
+
+
+def _unreadable(error: Exception, folder: Path) -> Exception:
+    message = f"the weights file contradicts itself: {error}"
+    return refusal("CKPT_CORRUPT", message, file=folder, hint="Copy the model again.")
 
 
 def _completed(stored: Mapping[str, str], model: ImputationModel) -> dict[str, str]:

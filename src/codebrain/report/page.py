@@ -14,7 +14,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from codebrain import output
-from codebrain.errors import refusal
+from codebrain.errors import one_line, refusal
 from codebrain.imaging import safe_files
 from codebrain.marks import DOUBT_MEANING
 from codebrain.report.preview import colour_bar, png
@@ -113,9 +113,16 @@ def _sentence(words: Sequence[str]) -> str:
 
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown
     )
     return environment.get_template("study.html.j2")
+
+
+def _shown(value: Any) -> Any:
+    """Names from files as they are; control and bidirectional characters in them, which can mislead, escaped."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return "\n".join(one_line(line) for line in value.split("\n"))
 
 
 def _csp_hash(style: str) -> Markup:

@@ -15,11 +15,12 @@ from codebrain.app._common import (
     JsonOption,
     QuietOption,
     VerboseOption,
+    emit,
     emit_json,
-    one_line,
     progress,
     run,
 )
+from codebrain.errors import one_line
 
 if TYPE_CHECKING:
     from codebrain.imaging.compare import Comparison, Placed
@@ -126,8 +127,8 @@ def _print(lines: Iterable[Line]) -> None:
     """Words in columns; in colour on a terminal only. A long line is never cut or broken."""
     if not sys.stdout.isatty():
         for label, text, _ in lines:
-            print(f"{_column(label)}{one_line(text)}".rstrip())
-        print(flush=True)
+            emit(f"{_column(label)}{one_line(text)}".rstrip())
+        emit("")
         return
     from rich.console import Console
     from rich.text import Text

@@ -24,7 +24,7 @@ from codebrain.app._common import (
     run,
     say,
 )
-from codebrain.errors import refusal
+from codebrain.errors import one_line, refusal
 from codebrain.vocabulary import Modality
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def impute_files(request: Request, *, as_json: bool, quiet: bool) -> None:
     from codebrain import output
 
     output.check_stem(request.name)
-    sizes = [file.stat().st_size for file in request.files.values() if file.is_file()]
+    sizes = [_size(file) for file in request.files.values()]
     place = output.RunFolder(
         request.out,
         overwrite=request.overwrite,
@@ -200,6 +200,14 @@ def impute_files(request: Request, *, as_json: bool, quiet: bool) -> None:
         if len(result):
             result.write(folder, command=["codebrain", *sys.argv[1:]])
     report_result(result, request.out, as_json=as_json, quiet=quiet)
+
+
+def _size(file: Path) -> int:
+    """Bytes of a file; 0 for one that is not there or cannot be, of which the read says more."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
 
 
 def _impute(request: Request, *, quiet: bool) -> Imputation:
@@ -240,12 +248,12 @@ def report_result(result: Imputation, out: Path, *, as_json: bool, quiet: bool =
     seconds = sum(record["seconds"].values())
     emit(f"SYNTHETIC {', '.join(result)} imputed from {given} with {model} in {seconds:.1f} s")
     for modality in result:
-        emit(f"  {modality:<6} {out / output.image_name(result.name, modality)}")
+        emit(f"  {modality:<6} {one_line(str(out / output.image_name(result.name, modality)))}")
     if record["enhancement"]:
         emit(f"  T1Gd: {record['enhancement']}")
     for line in score_lines(record["scores"]):
         emit(line)
-    emit(f"Report: {out / output.REPORT_FILE}")
+    emit(f"Report: {one_line(str(out / output.REPORT_FILE))}")
     emit(record["notice"])
 
 
