@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-
 import test_a_containers
 import test_b_intensities
 import test_c_geometry
+from inputs import as_parameters
+
 from codebrain.imaging.examine import examine
 from codebrain.imaging.volume import read_volume
-from inputs import as_parameters
 
 OWN = {"MOD_NAME", "IN_SYNTHETIC"}
 """What only ``doctor`` warns of."""
