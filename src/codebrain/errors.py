@@ -16,6 +16,7 @@ Raise with :func:`refusal`, which picks the class from the code, so that a code 
 
 from __future__ import annotations
 
+import errno
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -133,6 +134,7 @@ class TrainingDiverged(CodeBrainError):
 _GPU = "CUDA error"
 """How torch begins the message of an error of the driver: a failed assertion on the device, a GPU off the bus."""
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _USAGE = {"CONFIG", "MOD_UNKNOWN", "MOD_DUPLICATE", "MOD_NONE"}
 _BY_PREFIX: tuple[tuple[str, type[CodeBrainError]], ...] = (
     ("OUT_", EnvironmentRefused),
@@ -196,6 +198,9 @@ def as_refusal(error: Exception) -> CodeBrainError | None:
     if type(error).__name__ == "AcceleratorError" or (isinstance(error, RuntimeError) and _GPU in str(error)):
         hint = "Start again; look at the driver's log (dmesg, Xid) if it happens twice, or use --device cpu."
         return refusal("ENV_GPU", f"the GPU failed: {str(error).partition(chr(10))[0]}", hint=hint)
+    if isinstance(error, OSError) and error.errno in _FULL:
+        hint = "Free some space or choose another output folder."
+        return refusal("OUT_SPACE", f"nothing can be written: {error.strerror}", file=error.filename, hint=hint)
     if isinstance(error, PermissionError):
         return refusal("OUT_PERMISSION", "this may not be read or written", file=error.filename)
     return None

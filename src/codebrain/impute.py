@@ -24,7 +24,7 @@ from codebrain.data.slices import LEAST_FOREGROUND
 from codebrain.errors import refusal
 from codebrain.imaging.align import AlignmentRecord, align_study
 from codebrain.imaging.frame import Frame
-from codebrain.imaging.intensity import fit_normalisation, foreground_mask
+from codebrain.imaging.intensity import fit_normalisation, foreground_mask, to_unit
 from codebrain.imaging.prepared import PreparedStudy, prepare_study
 from codebrain.imaging.study import Study
 from codebrain.machine import choose_device, set_threads
@@ -121,7 +121,8 @@ class Imputer:
         """Complete a study.
 
         Args:
-            inputs: path or nibabel image by contrast (aliases accepted), or a :class:`Study`.
+            inputs: path (of a NIfTI file, or of a folder or zip with one DICOM series) or nibabel image by
+                contrast (aliases accepted), or a :class:`Study`.
             want: contrasts to impute; by default all that the model knows and the study lacks.
             name: the study's name; files are named after it.
             align: ``auto`` registers contrasts that are not on one grid, ``none`` refuses them.
@@ -129,7 +130,7 @@ class Imputer:
             intensity: ``scanner`` scales to the training median of each contrast, ``unit`` gives [0, 1].
             evaluate: withhold wanted contrasts that were given, and score against them.
             advance: called as ``advance(done, total, note)``.
-            **reading: ``max_voxels``, ``volume_index``, ``accept_no_orientation`` of
+            **reading: ``max_voxels``, ``volume_index``, ``accept_no_orientation``, ``accept_synthetic`` of
                 :func:`codebrain.imaging.volume.read_volume`.
 
         Raises:
@@ -165,6 +166,7 @@ class Imputer:
                 doubt_image,
                 prepared.reference,
                 facts.sidecar(m, scales[m]),
+                sources={given: study.volumes[given].series for given in plan.given},
             )
             for m, data in unit.items()
         }
@@ -284,8 +286,8 @@ class Truth:
 
 def _unit(prepared: PreparedStudy, data: Image) -> Image:
     """A scan in [0, 1] as :func:`codebrain.imaging.prepared.prepare_study` makes it."""
-    mask = foreground_mask(data)
-    return fit_normalisation(prepared.preparation, data, mask).apply(data) * mask
+    mask, how = foreground_mask(data), prepared.preparation
+    return to_unit(how, fit_normalisation(how, data, mask), data, mask)
 
 
 def score_rows(

@@ -8,16 +8,15 @@ be redone; files of an older run stay byte for byte what they were until the new
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from codebrain.errors import refusal
 from codebrain.imaging import safe_files
+from codebrain.parsing import parse_json, parse_json_object
 from codebrain.vocabulary import Modality
 
 RUN_FILE = "run.json"
@@ -43,6 +42,11 @@ def uncertainty_name(stem: str, modality: Modality) -> str:
 def sidecar_name(stem: str, modality: Modality) -> str:
     """File name of the facts about an imputed contrast."""
     return f"{stem}_{modality}_imputed.json"
+
+
+def dicom_name(stem: str, modality: Modality) -> str:
+    """Folder name of an imputed contrast as a DICOM series."""
+    return f"{stem}_{modality}_imputed_dicom"
 
 
 def check_stem(stem: str) -> str:
@@ -129,31 +133,12 @@ class RunFolder:
 
         ``run.json`` must be among them. When the body raises, nothing changes.
         """
-        stage = self.path / safe_files.temporary_name("run")
-        try:
-            stage.mkdir()
+        with safe_files.staged(self.path, last=RUN_FILE, remove=self._stale) as stage:
             yield stage
-            self._publish(stage)
-        except OSError as error:
-            raise safe_files.output_refusal(error, self.path) from error
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
 
-    def _publish(self, stage: Path) -> None:
-        stale = _outputs(self.path) - _outputs(stage)
-        (self.path / RUN_FILE).unlink(missing_ok=True)
-        safe_files.fsync_path(self.path)
-        files = sorted(path.relative_to(stage) for path in stage.rglob("*") if path.is_file())
-        for name in sorted(files, key=lambda name: name == Path(RUN_FILE)):
-            target = self.path / name
-            target.parent.mkdir(exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):  # a file that is replaced keeps its mode
-                if not target.is_symlink():
-                    (stage / name).chmod(stat.S_IMODE(target.stat().st_mode))
-            (stage / name).replace(target)
-        for name in stale:
-            (self.path / name).unlink(missing_ok=True)
-        safe_files.fsync_path(self.path)
+    def _stale(self, stage: Path) -> set[Path]:
+        """What only the earlier run wrote."""
+        return _outputs(self.path) - _outputs(stage)
 
 
 def refuse_raw_data(folder: Path, *, inputs: Iterable[Path] = (), sources: Iterable[Path] = ()) -> None:
@@ -239,11 +224,11 @@ def refuse_full(folder: Path, need_bytes: int) -> None:
 def _outputs(folder: Path) -> set[Path]:
     """Files that ``run.json`` in ``folder`` says its run wrote; only plain names inside the folder count."""
     try:
-        listed = json.loads((folder / RUN_FILE).read_text())["outputs"]
-        names = {Path(output["file"]) for output in listed}
-    except (OSError, ValueError, KeyError, TypeError):
+        listed = parse_json((folder / RUN_FILE).read_bytes())["outputs"]
+        names = {Path(output["file"], part) for output in listed for part in output.get("files", [""])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return set()
-    return {name for name in names if not name.is_absolute() and ".." not in name.parts}
+    return {name for name in names if not name.is_absolute() and ".." not in name.parts and "\0" not in str(name)}
 
 
 def _inside_raw_bids(folder: Path) -> bool:
@@ -259,7 +244,6 @@ def _inside_raw_bids(folder: Path) -> bool:
 def read_json(path: Path) -> Mapping[str, Any]:
     """A JSON object, or an empty one when the file holds none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return parse_json_object(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -22,6 +22,9 @@ from codebrain.machine import peak_memory
 from codebrain.report.page import write_report
 from codebrain.report.preview import draw_panels, draw_preview, panel_titles, png, study_panels
 from codebrain.vocabulary import Modality
+
+if TYPE_CHECKING:
+    from codebrain.imaging.dicom.series import Series
 
 Image = Float[np.ndarray, "i j k"]
 
@@ -51,6 +54,7 @@ class ImputedContrast:
         doubt: 0 .. 1 on the same grid (see :mod:`codebrain.uncertainty`), or None for models without grades.
         reference: the input whose grid it is on.
         sidecar: the facts that are written beside the file.
+        sources: the contrasts that it was imputed from, with their DICOM series where they have one.
     """
 
     modality: Modality
@@ -58,6 +62,7 @@ class ImputedContrast:
     doubt: Image | None
     reference: Volume
     sidecar: Mapping[str, Any]
+    sources: Mapping[Modality, Series | None] = field(default_factory=dict, repr=False)
 
     @property
     def image(self) -> nib.Nifti1Image:
@@ -87,6 +92,29 @@ class ImputedContrast:
             write_volume(folder / doubt, self.doubt, like=self.reference, **self._marks("doubt"))
             rows.append(output_row(folder, doubt, str(self.modality), "doubt of the predicted code"))
         return rows
+
+    def write_dicom(self, folder: Path, stem: str, *, keep_patient: bool = False) -> dict[str, Any]:
+        """Write the image as a DICOM series into a folder of its own in ``folder``; returns its row for the record.
+
+        Raises:
+            InputRefused: ``DCM_SOURCE`` when the reference was not read from DICOM.
+        """
+        from codebrain.imaging.dicom.derived import Provenance, write_derived
+
+        target, model = folder / output.dicom_name(stem, self.modality), self.sidecar["Model"]
+        target.mkdir()
+        provenance = Provenance(model["Name"], model["SHA256"], self.sources)
+        paths = write_derived(
+            target, self.data, self.modality, like=self.reference, provenance=provenance, keep_patient=keep_patient
+        )
+        digests = {path.name: safe_files.sha256_file(path) for path in paths}
+        return {
+            "contrast": str(self.modality),
+            "file": target.name,
+            "kind": f"DICOM series of {len(paths)} images (SYNTHETIC)",
+            "sha256": safe_files.sha256_bytes("".join(digests.values()).encode()),
+            "files": digests,
+        }
 
     def _full_sidecar(self, image: str, doubt: str) -> dict[str, Any]:
         if self.doubt is None:
@@ -159,13 +187,18 @@ class Imputation:
     def __len__(self) -> int:
         return len(self.contrasts)
 
-    def save(self, out: Path | str, *, overwrite: bool = False, command: Sequence[str] | None = None) -> list[Path]:
+    def save(
+        self, out: Path | str, *, overwrite: bool = False, command: Sequence[str] | None = None,
+        dicom: bool = False, keep_patient: bool = False,
+    ) -> list[Path]:  # fmt: skip
         """Write images, doubt maps, sidecars, pictures, report and, last, ``run.json``; all or nothing.
 
         Args:
             out: the folder; made when it does not exist.
             overwrite: replace the results of an earlier run.
             command: the command line, for the record; folders are cut from its paths.
+            dicom: also write each contrast as a DICOM series; the reference must have been read from DICOM.
+            keep_patient: copy into it whose examination it is; else nothing about the patient is written.
 
         Returns:
             The files written; none when nothing was imputed.
@@ -173,24 +206,32 @@ class Imputation:
         Raises:
             EnvironmentRefused: ``OUT_EXISTS``, ``OUT_CLOBBER``, ``OUT_PERMISSION``, ``OUT_SPACE``,
                 ``LOCKED``.
+            InputRefused: ``DCM_SOURCE``.
         """
         if not self.contrasts:
             return []
         with output.RunFolder(out, overwrite=overwrite, inputs=self.files) as folder:
-            return self.write(folder, command=command)
+            return self.write(folder, command=command, dicom=dicom, keep_patient=keep_patient)
 
-    def write(self, folder: output.RunFolder, *, command: Sequence[str] | None = None) -> list[Path]:
+    def write(
+        self, folder: output.RunFolder, *, command: Sequence[str] | None = None, dicom: bool = False,
+        keep_patient: bool = False,
+    ) -> list[Path]:  # fmt: skip
         """As :meth:`save`, into a folder that was opened before the work."""
         output.check_stem(self.name)
         with folder.staged() as stage:
-            self.fill(stage, command=command)
+            self.fill(stage, command=command, dicom=dicom, keep_patient=keep_patient)
             names = sorted(path.relative_to(stage) for path in stage.rglob("*") if path.is_file())
         return [folder.path / name for name in names]
 
-    def fill(self, stage: Path, *, command: Sequence[str] | None = None) -> dict[str, Any]:
+    def fill(
+        self, stage: Path, *, command: Sequence[str] | None = None, dicom: bool = False, keep_patient: bool = False
+    ) -> dict[str, Any]:
         """Write images, doubt maps, sidecars, pictures, record and report into an empty folder; returns the record."""
         stem, begun = output.check_stem(self.name), time.perf_counter()
-        written = [row for c in self.contrasts.values() for row in c.write(stage, stem)]
+        written: list[dict[str, Any]] = [row for c in self.contrasts.values() for row in c.write(stage, stem)]
+        if dicom:
+            written += [c.write_dicom(stage, stem, keep_patient=keep_patient) for c in self.contrasts.values()]
         pictures = self.pictures()
         (stage / output.FIGURES).mkdir()
         for name, content in pictures.figures.items():
@@ -204,7 +245,7 @@ class Imputation:
 
     def full_record(
         self,
-        written: Sequence[Mapping[str, str]],
+        written: Sequence[Mapping[str, Any]],
         figures: Sequence[Mapping[str, str]],
         *,
         begun: float,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from codebrain.errors import refusal
+from codebrain.parsing import parse_json_object
 
 Pattern = tuple[bool, ...]
 """Which contrasts of a :class:`ModalitySet` are present, in its order."""
@@ -116,6 +118,19 @@ def pattern_name(modalities: ModalitySet, pattern: Pattern) -> str:
     return "+".join(modalities.present(pattern)) or "none"
 
 
+_Normalisation = Literal["min_max", "percentile"]
+_Background = Literal["zero", "kept"]
+_LARGEST_MULTIPLE, _LARGEST_FRAME = 1024, 4096
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+YOUNGER_FIELDS: dict[str, Any] = {"frame": None, "background": "zero"}
+"""Fields of a :class:`Preparation` that came later, and what holds where a record lacks them."""
+
+
 @dataclass(frozen=True)
 class Preparation:
     """How images were turned into slices in [0, 1]; travels with slice stores and model folders.
@@ -126,21 +141,57 @@ class Preparation:
         percentiles: lower and upper percentile of the foreground that map to 0 and 1.
         pixel_spacing_mm: in-plane spacing the network sees; ``None`` leaves the grid's own.
         multiple: slices are padded to a multiple of this (the network halves three times: 8).
+        frame: pixels ``(h, w)`` of every slice: the middle of the grid, cut or padded; ``None`` cuts slices to the
+            head. Published data sets have one (IXI 256 x 256, BraTS 240 x 240).
+        background: what lies around the head is ``zero``, or ``kept`` as it was scanned. Kept, ``min_max`` is over
+            the whole volume, as published.
         intensity_scale: per contrast, the training median of the scanner value that maps to 1;
             gives imputed contrasts a scale in scanner units. Empty before training data was seen.
     """
 
     modalities: ModalitySet
-    normalisation: Literal["min_max", "percentile"] = "percentile"
+    normalisation: _Normalisation = "percentile"
     percentiles: tuple[float, float] = (0.1, 99.9)
     pixel_spacing_mm: float | None = 1.0
     multiple: int = 8
+    frame: tuple[int, int] | None = None
+    background: _Background = "zero"
     intensity_scale: dict[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuse what no image can be prepared with; records come from files that others may have made.
+
+        Raises:
+            ValueError: naming the field.
+        """
+        if self.normalisation not in get_args(_Normalisation):
+            raise ValueError(f"no normalisation is called {self.normalisation!r}")
+        if len(self.percentiles) != 2 or not all(map(_is_number, self.percentiles)):
+            raise ValueError("percentiles are two numbers")
+        if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise ValueError("percentiles rise from 0 to 100")
+        if self.pixel_spacing_mm is not None and not (_is_number(self.pixel_spacing_mm) and self.pixel_spacing_mm > 0):
+            raise ValueError("the pixel spacing is a positive number of millimetres, or absent")
+        if type(self.multiple) is not int or not 1 <= self.multiple <= _LARGEST_MULTIPLE:
+            raise ValueError(f"slices are padded to a multiple of 1 to {_LARGEST_MULTIPLE}")
+        if self.frame is not None and not all(0 < size <= _LARGEST_FRAME for size in self.frame):
+            raise ValueError(f"a frame has 1 to {_LARGEST_FRAME} pixels a side")
+        if self.background not in get_args(_Background):
+            raise ValueError(f"no background is called {self.background!r}")
+        if not isinstance(self.intensity_scale, dict) or not all(map(_is_number, self.intensity_scale.values())):
+            raise ValueError("the intensity scale is a number per contrast")
+
     def to_json(self) -> str:
-        """Canonical JSON: sorted keys, so that equal preparations give equal bytes."""
+        """Canonical JSON: sorted keys, so that equal preparations give equal bytes.
+
+        ``frame`` and ``background`` are younger than the first models and stores, whose records and fingerprints
+        lack them; they are written only where they say something else than was then the rule.
+        """
         raw: dict[str, Any] = asdict(self)
         raw["modalities"] = list(self.modalities)
+        for name, was in YOUNGER_FIELDS.items():
+            if raw[name] == was:
+                del raw[name]
         return json.dumps(raw, indent=2, sort_keys=True)
 
     @classmethod
@@ -151,9 +202,12 @@ class Preparation:
             ModelRefused: ``CKPT_CORRUPT`` when the text is not a preparation.
         """
         try:
-            raw = json.loads(text)
+            raw = parse_json_object(text)
             raw["modalities"] = ModalitySet.parse(raw["modalities"])
             raw["percentiles"] = tuple(raw["percentiles"])
+            if raw.get("frame") is not None:
+                h, w = raw["frame"]
+                raw["frame"] = (int(h), int(w))
             return cls(**raw)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise refusal("CKPT_CORRUPT", f"this is not a preparation record: {error}") from error

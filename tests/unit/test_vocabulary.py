@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 
 from codebrain.errors import CodeBrainError
@@ -68,3 +71,11 @@ def test_a_preparation_comes_back_from_json():
         with pytest.raises(CodeBrainError) as caught:
             Preparation.from_json(text)
         assert caught.value.code == "CKPT_CORRUPT"
+
+
+def test_younger_fields_are_written_only_where_they_say_something():
+    plain = Preparation(ModalitySet.parse("T1,T2"))
+    assert not {"frame", "background"} & set(json.loads(plain.to_json()))
+    published = replace(plain, frame=(256, 240), background="kept")
+    assert Preparation.from_json(published.to_json()) == published
+    assert Preparation.from_json(plain.to_json()) == plain

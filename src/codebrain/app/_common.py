@@ -72,7 +72,7 @@ def run(
         typer.Exit: with the status of the published list (0 is silence; 1 is a bug of ours).
     """
     try:
-        with _logging(verbose, quiet), _signals():
+        with _logging(verbose, quiet), _threads(debug), _signals():
             work()
     except typer.Exit:
         raise
@@ -146,6 +146,23 @@ def _logging(verbose: int, quiet: bool) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+@contextmanager
+def _threads(debug: bool) -> Iterator[None]:
+    """What ends a library's own thread (TensorBoard's, on a full disk) is a line like any other error."""
+    before = threading.excepthook
+
+    def hear(stopped: threading.ExceptHookArgs) -> None:
+        if debug:
+            before(stopped)
+        logging.getLogger("codebrain").warning("a thread in the background has ended: %s", stopped.exc_value)
+
+    threading.excepthook = hear
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def say(text: str) -> None:

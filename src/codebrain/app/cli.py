@@ -40,7 +40,8 @@ def build_app() -> typer.Typer:
     return app
 
 
-def _version(asked: bool) -> None:
+def show_version(asked: bool) -> None:
+    """Print the version and end, when it was asked for."""
     if asked:
         from codebrain import __version__
 
@@ -50,7 +51,7 @@ def _version(asked: bool) -> None:
 
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version.", callback=show_version, is_eager=True)
     ] = False,
 ) -> None:
     pass
@@ -58,24 +59,29 @@ def _options(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit status; never raises for what a user can do wrong."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    return invoke(build_app(), "codebrain", sys.argv[1:] if argv is None else argv)
+
+
+def invoke(app: typer.Typer, name: str, argv: Sequence[str]) -> int:
+    """Run the arguments ``argv`` of the program ``name``; returns the exit status."""
+    arguments = list(argv)
     try:
-        status = build_app()(arguments, prog_name="codebrain", standalone_mode=False)
+        status = app(arguments, prog_name=name, standalone_mode=False)
     except _Complaint as error:
-        return _usage(error, arguments)
+        return _usage(error, arguments, name)
     except (typer.Abort, KeyboardInterrupt):
         say("codebrain: stopped")
         return 130
     return status if isinstance(status, int) else 0
 
 
-def _usage(error: Exception, arguments: Sequence[str]) -> int:
+def _usage(error: Exception, arguments: Sequence[str], program: str) -> int:
     """click's complaint about the command line, in our form; the help when nothing was asked for."""
     context, text = getattr(error, "ctx", None), getattr(error, "message", str(error))
     if type(error).__name__ == "NoArgsIsHelpError" and context is not None:
         emit(context.get_help())
         return 2
-    command = context.command_path if context is not None else "codebrain"
+    command = context.command_path if context is not None else program
     describe = getattr(error, "format_message", lambda: text)
     known = refusal("CONFIG", describe(), hint=f"See `{command} --help`.")
     return report_error(known, as_json="--json" in arguments)

@@ -83,6 +83,16 @@ def task_digest(inputs: Mapping[str, str], settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def read_records(folder: Path) -> list[StudyRecord]:
+    """What became of every study in a batch's folder, in the order of names."""
+    found = []
+    for path in sorted((folder / STATE / _RECORDS).glob("*.json")):
+        record = StudyRecord.from_dict(output.read_json(path))
+        if record is not None and record.study == path.stem:
+            found.append(record)
+    return found
+
+
 class BatchFolder:
     """An output folder of a batch, locked; use as a context manager around the whole batch.
 
@@ -152,10 +162,7 @@ class BatchFolder:
             safe_files.sweep_temporaries(folder, alone=True)
         self._roll_forward()
         safe_files.write_json(self.state / _BATCH, {"schema_version": SCHEMA, "settings": self.settings})
-        for path in sorted((self.state / _RECORDS).glob("*.json")):
-            record = StudyRecord.from_dict(output.read_json(path))
-            if record is not None and record.study == path.stem:
-                self.records[record.study] = record
+        self.records = {record.study: record for record in read_records(self.path)}
 
     def _refuse_other_settings(self) -> None:
         """What is here was made in the same way, or may be made again."""

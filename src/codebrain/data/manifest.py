@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +79,16 @@ class SubjectRecord:
             InputRefused: ``DATA_CORRUPT`` when a field is missing or has another shape.
         """
         try:
+            _require_types(cls, raw)
             known = {f.name: raw[f.name] for f in fields(cls)}
             for name in ("available", "shape", "foreground_pixels", "full_slice", "offset"):
                 known[name] = tuple(known[name])
             known["notices"] = tuple(Notice(**notice) for notice in known["notices"])
             record = cls(**known)
-            if len(record.shape) != 4 or len(record.foreground_pixels) != record.shape[0]:
+            if len(record.foreground_pixels) != record.shape[0] or min(record.shape) < 1:
                 raise ValueError("the shape does not fit")
+            if Path(record.subject).name != record.subject or "\0" in record.subject:
+                raise ValueError("files cannot be named after the subject")
         except (KeyError, TypeError, ValueError) as error:
             raise corrupt(f"a subject's record is damaged: {error}") from error
         return record
@@ -95,7 +99,7 @@ class SubjectRow:
     """What happened to one subject.
 
     Attributes:
-        status: ``prepared``, ``skipped`` or ``refused``.
+        status: ``prepared``, ``skipped``, ``refused`` or ``missing``.
         code, message: why it was not prepared.
         split: the split it is in, when prepared.
     """
@@ -119,6 +123,7 @@ class Manifest:
         records: the prepared subjects, in order; the position is the subject number of picks.
         created_by: program and version.
         align: how contrasts on different grids were treated.
+        protocol: what else the studies have in common: kind of source, reference, threads.
     """
 
     preparation: Preparation
@@ -127,6 +132,7 @@ class Manifest:
     records: tuple[SubjectRecord, ...]
     created_by: str = ""
     align: str = "auto"
+    protocol: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = field(default=SCHEMA_VERSION)
 
     @property
@@ -137,6 +143,7 @@ class Manifest:
             "splits": dict(self.splits),
             "split_of": {row.subject: row.split for row in self.rows if row.status == "prepared"},
             "records": [record.as_dict() for record in self.records],
+            **({"protocol": dict(self.protocol)} if self.protocol else {}),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -150,6 +157,7 @@ class Manifest:
             "schema_version": self.schema_version,
             "created_by": self.created_by,
             "align": self.align,
+            "protocol": dict(self.protocol),
             "preparation": json.loads(self.preparation.to_json()),
             "splits": dict(self.splits),
             "subjects": [asdict(row) for row in self.rows],
@@ -172,17 +180,35 @@ class Manifest:
         try:
             manifest = cls(
                 preparation=Preparation.from_json(json.dumps(raw["preparation"])),
-                splits=raw["splits"],
-                rows=tuple(SubjectRow(**row) for row in raw["subjects"]),
+                splits=dict(raw["splits"]),
+                rows=tuple(_row(row) for row in raw["subjects"]),
                 records=tuple(SubjectRecord.from_dict(record) for record in raw["records"]),
                 created_by=raw["created_by"],
                 align=raw["align"],
+                protocol=raw.get("protocol", {}),  # younger than the first stores
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise corrupt(f"the manifest is damaged: {error}") from error
         if raw.get("fingerprint") != manifest.fingerprint:
             raise corrupt("the manifest does not fit its fingerprint: it was edited or damaged")
         return manifest
+
+
+def _row(raw: Mapping[str, Any]) -> SubjectRow:
+    _require_types(SubjectRow, raw)
+    return SubjectRow(**raw)
+
+
+def _require_types(cls: type[Any], raw: Mapping[str, Any]) -> None:
+    """A ``ValueError`` unless the fields of ``raw`` have the types that ``cls`` declares."""
+    _adapters()[cls].validate_json(json.dumps(raw), strict=True)
+
+
+@cache
+def _adapters() -> Mapping[type[Any], Any]:
+    from pydantic import TypeAdapter
+
+    return {cls: TypeAdapter(cls) for cls in (SubjectRecord, SubjectRow)}
 
 
 def corrupt(message: str, file: Path | None = None) -> CodeBrainError:

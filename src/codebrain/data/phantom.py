@@ -16,6 +16,7 @@ Nothing is cached on disk.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import shutil
 from collections.abc import Callable, Iterable
@@ -42,13 +43,13 @@ from codebrain.data.phantom_physics import (
 )
 from codebrain.errors import refusal
 from codebrain.imaging import safe_files
-from codebrain.marks import RESEARCH_USE_ONLY, SYNTHETIC
+from codebrain.marks import PHANTOM, RESEARCH_USE_ONLY, SYNTHETIC
 from codebrain.vocabulary import Modality
 
 LesionChoice = Literal["none", "ms", "tumour", "mixed"]
 Progress = Callable[[int, int, str], None]
 
-MARK = f"{SYNTHETIC} phantom"
+MARK = PHANTOM
 TISSUE_LABELS = {1: "cerebrospinal fluid", 2: "grey matter", 3: "white matter", 4: "vessel", 5: "rest of the head"}
 """Values of the tissue image; 0 is air or background, lesions count as white matter."""
 SPACING_LIMITS_MM = (0.5, 6.0)
@@ -331,12 +332,16 @@ def _write_study(folder: Path, study: PhantomStudy) -> None:
 
 
 def _publish(stage: Path, folder: Path) -> None:
-    """An older study steps aside for the instant of the renaming."""
+    """An older study steps aside for the instant of the renaming, and comes back where that fails."""
     aside = folder.parent / safe_files.temporary_name(folder.name)
-    if folder.exists():
-        folder.rename(aside)
-    stage.rename(folder)
-    safe_files.fsync_path(folder.parent)
+    with contextlib.ExitStack() as undo:
+        if folder.exists():
+            folder.rename(aside)
+            undo.callback(aside.rename, folder)
+        stage.rename(folder)
+        undo.callback(folder.rename, stage)
+        safe_files.fsync_path(folder.parent)
+        undo.pop_all()
     shutil.rmtree(aside, ignore_errors=True)
 
 

@@ -13,7 +13,6 @@ training reads slices at random and gzip would be read from its start every time
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from codebrain.data.manifest import Manifest, SubjectRecord, SubjectRow, corrupt
 from codebrain.data.splits import SPLITS, Split
 from codebrain.errors import refusal
 from codebrain.imaging.safe_files import sha256_file
+from codebrain.parsing import parse_json_object
 from codebrain.vocabulary import Preparation
 
 __all__ = ["FULL_SCALE", "LEAST_FOREGROUND", "Manifest", "Picks", "SliceStore", "SubjectRecord", "SubjectRow"]
@@ -64,16 +64,14 @@ class SliceStore:
         root = Path(root)
         path = root / "manifest.json"
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = parse_json_object(path.read_bytes())
         except FileNotFoundError:
             raise refusal(
                 "DATA_NONE", "there is no finished slice store here", file=root, expected="manifest.json",
                 hint="Make one with `codebrain prepare folder SRC -o DST`, or finish it with --resume.",
             ) from None  # fmt: skip
         except (OSError, ValueError) as error:
-            raise corrupt("the manifest is not JSON", path) from error
-        if not isinstance(raw, dict):
-            raise corrupt("the manifest is not a JSON object", path)
+            raise corrupt(f"the manifest is not JSON: {error}", path) from error
         store = cls(root, Manifest.from_dict(raw))
         store._check_sizes()
         return store

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -277,8 +278,9 @@ def judge_extensions(between: bytes, order: str, path: Path) -> None:
     if len(between) < 4 or between[0] == 0:
         return
     place = 4
+    size_at = struct.Struct(f"{order}i").unpack_from
     while place + 8 <= len(between):
-        size = int(np.frombuffer(between[place : place + 4], f"{order}i4")[0])
+        (size,) = size_at(between, place)
         if size < 8 or place + size > len(between):
             raise refusal(
                 "IN_HEADER", "a header extension has an impossible size", file=path, field="esize",

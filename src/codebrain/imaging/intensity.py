@@ -128,9 +128,16 @@ def fit_normalisation(preparation: Preparation, data: Image, foreground: Mask) -
         InputRefused: ``IN_NO_SIGNAL``.
     """
     if preparation.normalisation == "min_max":
-        return MinMax().fit(data, foreground)
+        whole = preparation.background == "kept"
+        return MinMax().fit(data, np.ones_like(foreground) if whole else foreground)
     lower, upper = preparation.percentiles
     return Percentile(lower=lower, upper=upper).fit(data, foreground)
+
+
+def to_unit(preparation: Preparation, normalisation: Normalisation, data: Image, foreground: Mask) -> Image:
+    """``data`` ``(i, j, k)`` in [0, 1], 0 around the head unless ``preparation`` keeps the background."""
+    unit = normalisation.apply(data)
+    return unit if preparation.background == "kept" else unit * foreground
 
 
 def normalisation_from_dict(raw: Mapping[str, Any]) -> MinMax | Percentile:
@@ -163,6 +170,19 @@ def foreground_mask(data: Image) -> Mask:
         if _is_stripped(np.abs(data - constant), differing, mask):
             return mask
     return _filled_slices(_largest(data > _otsu(data)))
+
+
+def skull_stripped(data: Image) -> bool:
+    """Whether a scan shows the brain without the head around it: its background is one value, and its rim is bright.
+
+    Args:
+        data: scanner units, ``(i, j, k)``.
+    """
+    constant = border_constant(data)
+    if constant is None:
+        return False
+    differing = data != constant
+    return _is_stripped(np.abs(data - constant), differing, _largest(differing))
 
 
 def border_constant(data: Image) -> float | None:

@@ -22,7 +22,7 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 _SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _NAME = {errno.ENAMETOOLONG, errno.EILSEQ}
-_TEMPORARY = re.compile(r"^\..+\.tmp-(\d+)-[0-9a-f]{8}$")
+_TEMPORARY = re.compile(r"^\..+\.tmp-(\d+)-([0-9a-f]{3})[0-9a-f]{5}$")
 _LONGEST_NAME = 255  # bytes, on every file system in common use
 
 
@@ -52,7 +52,7 @@ def output_refusal(error: OSError, target: Path) -> CodeBrainError:
 
 def temporary_name(name: str) -> str:
     """A fresh hidden name beside ``name`` that :func:`sweep_temporaries` recognises."""
-    tail = f".tmp-{os.getpid()}-{secrets.token_hex(4)}"
+    tail = f".tmp-{os.getpid()}-{_birth_mark(os.getpid())}{secrets.randbits(20):05x}"
     kept = name.encode()[: _LONGEST_NAME - len(tail) - 1].decode(errors="ignore")
     return f".{kept}{tail}"
 
@@ -135,6 +135,24 @@ def write_bytes(target: Path | str, content: bytes) -> None:
         stream.write(content)
 
 
+def write_scratch(target: Path | str, chunks: Iterable[bytes]) -> int:
+    """Write a file into a temporary folder of our own, where nothing need outlast us; gives its length.
+
+    Raises:
+        EnvironmentRefused: ``OUT_SPACE``, ``OUT_PERMISSION``.
+    """
+    target, written = Path(target), 0
+    try:
+        with target.open("xb") as stream:
+            for chunk in chunks:
+                written += stream.write(chunk)
+    except OSError as error:
+        if error.filename not in (None, str(target)):
+            raise
+        raise output_refusal(error, target.parent) from error
+    return written
+
+
 def write_text(target: Path | str, content: str) -> None:
     """Write UTF-8 text to ``target``, all or nothing; bytes of a file name that are no text become escapes."""
     write_bytes(target, content.encode("utf-8", "backslashreplace"))
@@ -143,6 +161,84 @@ def write_text(target: Path | str, content: str) -> None:
 def write_json(target: Path | str, content: object) -> None:
     """Write one indented JSON document to ``target``, all or nothing; NaN is refused by ``ValueError``."""
     write_text(target, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def make_folder(folder: Path, *, parents: bool = False) -> None:
+    """Make a folder that may be there already.
+
+    Raises:
+        EnvironmentRefused: ``OUT_PERMISSION``, ``OUT_SPACE``, ``OUT_NAME``.
+    """
+    try:
+        folder.mkdir(exist_ok=True, parents=parents)
+    except OSError as error:
+        raise output_refusal(error, folder) from error
+
+
+def _nothing(stage: Path) -> Iterable[Path]:
+    return ()
+
+
+@contextlib.contextmanager
+def staged(folder: Path, *, last: str, remove: Callable[[Path], Iterable[Path]] = _nothing) -> Iterator[Path]:
+    """A hidden folder to fill; on leaving, its files take their places in ``folder``, all of them or none.
+
+    An earlier ``last`` steps aside first and the new one comes last: without it the folder counts as
+    unfinished, so a process killed in between leaves whole files, old and new, and a folder that says that it
+    must be done again. When the body or a step fails, every earlier file is back, byte for byte.
+
+    Args:
+        folder: an existing folder.
+        last: the file that says that the others are complete.
+        remove: told the filled folder, gives the relative names of earlier files to take away.
+
+    Raises:
+        EnvironmentRefused: ``OUT_SPACE``, ``OUT_PERMISSION``, ``OUT_NAME``.
+    """
+    stage = folder / temporary_name("new")
+    try:
+        stage.mkdir()
+        yield stage
+        _take_places(stage, folder, Path(last), list(remove(stage)))
+    except OSError as error:
+        raise output_refusal(error, folder) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _take_places(stage: Path, folder: Path, last: Path, removed: list[Path]) -> None:
+    files = sorted(path.relative_to(stage) for path in stage.rglob("*") if path.is_file())
+    aside = stage / temporary_name("earlier")
+    with contextlib.ExitStack() as undo:
+        for name in (last, *removed):
+            _step_aside(folder / name, aside / name, undo)
+        fsync_path(folder)
+        for name in sorted(files, key=lambda name: name == last):
+            target = folder / name
+            if not target.parent.is_dir():
+                target.parent.mkdir()
+                undo.callback(target.parent.rmdir)
+            with contextlib.suppress(FileNotFoundError):  # a replaced file keeps its mode
+                if not target.is_symlink():
+                    (stage / name).chmod(stat.S_IMODE(target.stat().st_mode))
+            _step_aside(target, aside / name, undo)
+            (stage / name).replace(target)
+            undo.callback(target.unlink)
+        for place in {(folder / name).parent for name in files}:
+            fsync_path(place)
+        undo.pop_all()
+    for place in {(folder / name).parent for name in removed} - {folder}:
+        with contextlib.suppress(OSError):  # something is still in it
+            place.rmdir()
+
+
+def _step_aside(target: Path, aside: Path, undo: contextlib.ExitStack) -> None:
+    """Move an earlier file out of the way until nothing can fail any more."""
+    if not target.is_file():
+        return
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    target.replace(aside)
+    undo.callback(aside.replace, target)
 
 
 def append_line(path: Path | str, text: str, *, sync: bool = False) -> None:
@@ -220,7 +316,7 @@ def sweep_temporaries(folder: Path | str, *, alone: bool = False) -> list[Path]:
     removed = []
     for path in sorted(Path(folder).iterdir()):
         match = _TEMPORARY.match(path.name)
-        if match is None or (not alone and _alive(int(match.group(1)))):
+        if match is None or (not alone and _at_work(int(match.group(1)), match.group(2))):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -228,6 +324,16 @@ def sweep_temporaries(folder: Path | str, *, alone: bool = False) -> list[Path]:
             _discard(path)
         removed.append(path)
     return removed
+
+
+def _at_work(pid: int, mark: str) -> bool:
+    """Whether the process that made a temporary lives; its number may be another's by now, or our own."""
+    return _alive(pid) and mark == _birth_mark(pid)
+
+
+def _birth_mark(pid: int) -> str:
+    """Three digits that tell a process from an earlier one of the same number, as containers give it."""
+    return f"{(_ticks(pid) or 0) % 4096:03x}"
 
 
 def _alive(pid: int) -> bool:
@@ -331,8 +437,12 @@ class FolderLock:
             handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             raise refusal("LOCKED", "another process has just taken this folder", file=self.path.parent) from None
-        with os.fdopen(handle, "w") as stream:
-            stream.write(text)
+        try:
+            with os.fdopen(handle, "w") as stream:
+                stream.write(text)
+        except OSError:
+            self.path.unlink(missing_ok=True)
+            raise
         self._mine = text
 
 

@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
@@ -29,6 +29,10 @@ from codebrain.imaging._container import ScanBytes, pair_of
 from codebrain.imaging._geometry import Affine, corners, judge_geometry
 from codebrain.imaging._header import Preamble, Promise, judge_extensions, judge_header, judge_shape, read_header
 from codebrain.imaging._voxels import judge_voxels, scanner_units
+from codebrain.marks import SYNTHETIC, says_imputed
+
+if TYPE_CHECKING:
+    from codebrain.imaging.dicom.series import Series
 
 MAX_VOXELS = 2**28
 """Default cap: 1 GiB as float32, twice the largest head scan in common use."""
@@ -54,6 +58,7 @@ class Volume:
         file: where it was read from; ``None`` for an image given in memory.
         sha256: of the file's bytes, or of voxels and affine for an image in memory.
         notices: what was accepted with a warning.
+        series: the DICOM series that it was converted from; a derived series lies on its slices.
     """
 
     data: NDArray[np.float32]
@@ -64,6 +69,7 @@ class Volume:
     file: Path | None
     sha256: str
     notices: tuple[Notice, ...] = ()
+    series: Series | None = None
 
     @cached_property
     def spacing(self) -> tuple[float, float, float]:
@@ -84,6 +90,7 @@ def read_volume(
     max_voxels: int = MAX_VOXELS,
     volume_index: int | None = None,
     accept_no_orientation: bool = False,
+    accept_synthetic: bool = False,
 ) -> Volume:
     """Read one scan, every check made.
 
@@ -94,12 +101,14 @@ def read_volume(
         max_voxels: refuse larger arrays from the header alone.
         volume_index: which volume of a four-dimensional scan, from 0.
         accept_no_orientation: take a header without orientation as left-anterior-superior.
+        accept_synthetic: take an image that carries our mark of one that a model computed.
 
     Raises:
         InputRefused: a code of the families ``IN_`` and ``GEO_``; see the list of bad inputs.
     """
     if isinstance(source, SpatialImage):
-        return _from_image(source, name or "image", max_voxels, volume_index, accept_no_orientation)
+        volume = _from_image(source, name or "image", max_voxels, volume_index, accept_no_orientation)
+        return _judge_mark(volume, accept_synthetic)
     if not isinstance(source, str | Path):
         raise refusal("CONFIG", "a scan is given as a path or a nibabel image", found=type(source).__name__)
     path = Path(source).expanduser()
@@ -108,9 +117,26 @@ def read_volume(
         pair = pair_of(path)
         if pair is None:
             stream = files.enter_context(ScanBytes(path))
-            return _from_stream(stream, stream, *options)
-        header, voxels = (files.enter_context(ScanBytes(part)) for part in pair)
-        return _from_stream(header, voxels, *options)
+            volume = _from_stream(stream, stream, *options)
+        else:
+            header, voxels = (files.enter_context(ScanBytes(part)) for part in pair)
+            volume = _from_stream(header, voxels, *options)
+    return _judge_mark(volume, accept_synthetic)
+
+
+def _judge_mark(volume: Volume, accept_synthetic: bool) -> Volume:
+    """No synthesis from synthesis: ``IN_SYNTHETIC`` for an image that says a model computed it."""
+    description, intent = (bytes(volume.header[f].item()).decode("latin-1") for f in ("descrip", "intent_name"))
+    if not says_imputed(description, intent):
+        return volume
+    if not accept_synthetic:
+        raise refusal(
+            "IN_SYNTHETIC", "this image was computed by a model, not measured", file=volume.file,
+            field="descrip, intent_name", found=SYNTHETIC,
+            hint="Give the measured scan; --accept-synthetic imputes from it none the less and says so.",
+        )  # fmt: skip
+    note = "this image was itself computed by a model; it was accepted as asked for"
+    return replace(volume, notices=(*volume.notices, Notice("IN_SYNTHETIC", note, volume.name)))
 
 
 def _from_stream(

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +24,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
-from codebrain.errors import refusal
+from codebrain.errors import CodeBrainError, refusal
 from codebrain.imaging import safe_files
 from codebrain.models import build_model, bundled_models
-from codebrain.vocabulary import ModalitySet, Preparation
+from codebrain.parsing import parse_json_object, read_small
+from codebrain.vocabulary import YOUNGER_FIELDS, ModalitySet, Preparation
 
 if TYPE_CHECKING:
     from codebrain.models._contract import ImputationModel
@@ -36,6 +43,11 @@ FORMAT = 1
 _PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npz", ".bin")
 _HEADER_LIMIT = 4 * 2**20
 """A thousand tensors take about 100 kB; a header of a million takes half a minute to read, for nothing."""
+
+_ROOM = 2**26
+"""Numbers that a model may hold beyond its weights file: the largest critic here has a fifth of that."""
+
+_MOST_TENSORS = 2**14
 
 
 def save_model(
@@ -51,7 +63,7 @@ def save_model(
 
     Args:
         model: what to save; its ``training_only`` parts are left out.
-        folder: created if absent; files of an earlier model in it are replaced.
+        folder: created if absent; files of an earlier model in it are replaced, all of them or none.
         preparation: how images must be prepared for the model.
         metrics: scores, written to ``metrics.json``.
         card: text of ``MODEL_CARD.md``; a short factual one is written when absent.
@@ -59,6 +71,9 @@ def save_model(
 
     Returns:
         SHA-256 of the weights file.
+
+    Raises:
+        EnvironmentRefused: ``OUT_SPACE``, ``OUT_PERMISSION``; an earlier model is then as it was.
     """
     tensors = {name: _stored(value, half) for name, value in _lasting_state(model).items()}
     weights = _ordered(tensors_to_bytes(tensors, metadata=_identity(model, preparation)))
@@ -70,12 +85,14 @@ def save_model(
         "modalities": list(model.modalities),
         "weights_sha256": digest,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    safe_files.write_bytes(folder / "model.safetensors", weights)
-    safe_files.write_text(folder / "preparation.json", preparation.to_json() + "\n")
-    safe_files.write_json(folder / "metrics.json", dict(metrics or {}))
-    safe_files.write_text(folder / "MODEL_CARD.md", card or _plain_card(model))
-    safe_files.write_json(folder / "config.json", config)
+    safe_files.make_folder(folder, parents=True)
+    safe_files.sweep_temporaries(folder)
+    with safe_files.staged(folder, last="config.json") as stage:
+        safe_files.write_bytes(stage / "model.safetensors", weights)
+        safe_files.write_text(stage / "preparation.json", preparation.to_json() + "\n")
+        safe_files.write_json(stage / "metrics.json", dict(metrics or {}))
+        safe_files.write_text(stage / "MODEL_CARD.md", card or _plain_card(model))
+        safe_files.write_json(stage / "config.json", config)
     return digest
 
 
@@ -90,10 +107,9 @@ def load_model(source: Path | str) -> ImputationModel:
     """
     folder = _model_folder(source)
     config = _read_config(folder)
-    preparation = Preparation.from_json(_read(folder / "preparation.json").decode("utf-8", "replace"))
+    preparation = Preparation.from_json(_read(folder / "preparation.json", small=True).decode("utf-8", "replace"))
     weights = _read_weights(folder / "model.safetensors", str(config["weights_sha256"]))
-    with torch.random.fork_rng(devices=[]):
-        model = build_model(config["architecture"], ModalitySet.parse(config["modalities"]), config["settings"])
+    model = _built(config, folder, len(weights))
     _check_identity(folder, weights, model, preparation)
     _fill(model, _tensors(weights, folder), folder)
     model.preparation, model.sha256, model.name = preparation, config["weights_sha256"], folder.name
@@ -109,6 +125,50 @@ def model_facts(source: Path | str) -> tuple[str, str, ModalitySet]:
     folder = _model_folder(source)
     config = _read_config(folder)
     return folder.name, str(config["weights_sha256"]), ModalitySet.parse(config["modalities"])
+
+
+def _built(config: Mapping[str, Any], folder: Path, weights_size: int) -> ImputationModel:
+    """The untrained model that ``config.json`` describes.
+
+    Raises:
+        ModelRefused: ``CKPT_CORRUPT`` for contrasts or settings that no such model has.
+        UsageError: ``CONFIG`` for an architecture or a setting that this version does not know.
+    """
+    try:
+        modalities = ModalitySet.parse(config["modalities"])
+        with torch.random.fork_rng(devices=[]), _no_larger_than(weights_size):
+            return build_model(config["architecture"], modalities, config["settings"])
+    except CodeBrainError:
+        raise
+    except Exception as error:  # whatever a constructor says to a width of -1
+        raise refusal("CKPT_CORRUPT", f"no model can be built as config.json says: {error}", file=folder) from error
+
+
+@contextmanager
+def _no_larger_than(weights_size: int) -> Iterator[None]:
+    """Stop the building of a model that its weights could never fill, before its memory is touched.
+
+    Critics, which the file leaves out, have room too.
+
+    Args:
+        weights_size: bytes of the weights file.
+    """
+    left, thread = 4 * weights_size + _ROOM, threading.get_ident()
+
+    def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+        nonlocal left
+        if tensor is None or threading.get_ident() != thread:
+            return
+        left -= tensor.numel() + _ROOM // _MOST_TENSORS
+        if left < 0:
+            raise ValueError("it would be far larger than its weights")
+
+    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _model_folder(source: Path | str) -> Path:
@@ -139,9 +199,12 @@ def _model_folder(source: Path | str) -> Path:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        config = json.loads(_read(path))
+        config = parse_json_object(_read(path, small=True))
         number = config["format"]
-        _ = config["architecture"], config["settings"], config["modalities"], config["weights_sha256"]
+        kinds = {"architecture": str, "settings": dict, "modalities": list, "weights_sha256": str}
+        wrong = [name for name, kind in kinds.items() if not isinstance(config[name], kind)]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)} of another type")
     except (ValueError, KeyError, TypeError) as error:
         raise refusal("CKPT_CORRUPT", f"this is not a model's config.json: {error}", file=path) from error
     if number != FORMAT:
@@ -156,13 +219,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, *, small: bool = False) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise refusal(
-            "CKPT_CORRUPT", f"the model folder's {path.name} cannot be read: {error.strerror}", file=path
-        ) from error
+        return read_small(path) if small else path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise refusal("CKPT_CORRUPT", f"the model folder's {path.name} cannot be read: {reason}", file=path) from error
 
 
 def _head(path: Path) -> bytes:
@@ -219,11 +281,21 @@ def _identity(model: ImputationModel, preparation: Preparation) -> dict[str, str
         "normalisation": preparation.normalisation,
         "percentiles": json.dumps(preparation.percentiles),
         "pixel spacing": json.dumps(preparation.pixel_spacing_mm),
+        **_younger(asdict(preparation)),
     }
 
 
+def _younger(fields: Mapping[str, Any]) -> dict[str, str]:
+    """What identifies a model of the fields of the preparation that older weights files do not declare."""
+    return {name: json.dumps(fields[name]) for name in YOUNGER_FIELDS}
+
+
 def _check_identity(folder: Path, weights: bytes, model: ImputationModel, preparation: Preparation) -> None:
-    stored = _completed(_metadata(weights, folder), model)
+    try:
+        header = parse_json_object(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
+    except ValueError as error:
+        raise refusal("CKPT_CORRUPT", f"the header of the weights is damaged: {error}", file=folder) from error
+    stored = _completed(header.get("__metadata__"), model)
     declared = _identity(model, preparation)
     different = [name for name, value in declared.items() if stored.get(name) != value]
     if different:
@@ -237,39 +309,27 @@ def _check_identity(folder: Path, weights: bytes, model: ImputationModel, prepar
         )
 
 
-def _metadata(weights: bytes, folder: Path) -> dict[str, str]:
-    """What a weights file declares in its header; empty where it declares nothing."""
+def _completed(stored: Any, model: ImputationModel) -> dict[str, str]:
+    """What a weights file declares; settings that did not exist when it was written have their defaults.
+
+    ``config.json`` is completed in the same way when the model is built from it.
+    """
+    if not isinstance(stored, dict):
+        return {}
     try:
-        header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
-        return dict(header.get("__metadata__") or {})
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise _unreadable(error, folder) from error
+        settings = parse_json_object(stored["settings"])
+        defaults = json.loads(json.dumps(asdict(type(model.settings)())))
+        return _younger(YOUNGER_FIELDS) | {**stored, "settings": json.dumps(defaults | settings, sort_keys=True)}
+    except (KeyError, TypeError, ValueError):
+        return dict(stored)  # not the settings of a model, which is then a difference
 
 
 def _tensors(weights: bytes, folder: Path) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = tensors_from_bytes(weights)
-        return tensors
-    except (SafetensorError, ValueError, KeyError) as error:  # a header that describes other bytes than there are
-        raise _unreadable(error, folder) from error
-
-
-def _unreadable(error: Exception, folder: Path) -> Exception:
-    message = f"the weights file contradicts itself: {error}"
-    return refusal("CKPT_CORRUPT", message, file=folder, hint="Copy the model again.")
-
-
-def _completed(stored: Mapping[str, str], model: ImputationModel) -> dict[str, str]:
-    """What a weights file declares; settings that did not exist when it was written have their defaults.
-
-    ``config.json`` is completed in the same way when the model is built from it.
-    """
-    try:
-        settings = json.loads(stored["settings"])
-        defaults = json.loads(json.dumps(asdict(type(model.settings)())))
-        return {**stored, "settings": json.dumps(defaults | settings, sort_keys=True)}
-    except (KeyError, TypeError, ValueError):
-        return dict(stored)  # not the settings of a model, which is then a difference
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise refusal("CKPT_CORRUPT", f"the weights cannot be read: {error}", file=folder) from error
+    return tensors
 
 
 def _fill(model: ImputationModel, tensors: dict[str, Tensor], folder: Path) -> None:

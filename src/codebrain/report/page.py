@@ -41,11 +41,12 @@ def write_report(folder: Path) -> Path:
     """
     run = read_run(folder)
     try:
-        page = render(run, {str(f["file"]): _picture(folder, str(f["file"])) for f in run["figures"]})
+        page = render(run, {str(f["file"]): _picture(folder, str(f["file"])) for f in run["figures"]}).encode()
     except (jinja2.UndefinedError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise _no_run(folder, f"run.json is not complete: {error}") from error
     target = folder / output.REPORT_FILE
-    safe_files.write_text(target, page)
+    safe_files.sweep_temporaries(folder)
+    safe_files.write_bytes(target, page)
     return target
 
 
@@ -84,14 +85,14 @@ def render(run: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         run: the run's record.
         pictures: PNG files by the name they have in the record.
     """
-    style = (_HERE / "style.css").read_text(encoding="utf-8")
+    style = style_sheet()
     heavy = sum(map(len, pictures.values())) > PICTURES_LIMIT
     figures = [dict(f) | {"data": _data_uri(pictures[f["file"]], heavy)} for f in run["figures"]]
     metrics = list(dict.fromkeys(row["metric"] for row in run["scores"]))
-    return _template().render(
+    return template("study.html.j2").render(
         run=dict(run) | {"inputs": [_with_movement(entry) for entry in run["inputs"]]},
         style=Markup(style),
-        style_hash=_csp_hash(style),
+        style_hash=csp_hash(style),
         figures=figures,
         imputed=run["imputed"],
         given=[entry["contrast"] for entry in run["inputs"] if entry["role"] == "given"],
@@ -111,11 +112,17 @@ def _sentence(words: Sequence[str]) -> str:
     return " and ".join([*filter(None, [", ".join(words[:-1])]), *words[-1:]])
 
 
-def _template() -> jinja2.Template:
+def style_sheet() -> str:
+    """What every page looks like."""
+    return (_HERE / "style.css").read_text(encoding="utf-8")
+
+
+def template(name: str) -> jinja2.Template:
+    """A template of this folder: everything escaped, nothing undefined passes."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown
     )
-    return environment.get_template("study.html.j2")
+    return environment.get_template(name)
 
 
 def _shown(value: Any) -> Any:
@@ -125,7 +132,8 @@ def _shown(value: Any) -> Any:
     return "\n".join(one_line(line) for line in value.split("\n"))
 
 
-def _csp_hash(style: str) -> Markup:
+def csp_hash(style: str) -> Markup:
+    """What a content security policy calls the one style that a page may use."""
     return Markup("sha256-" + base64.b64encode(hashlib.sha256(style.encode()).digest()).decode())
 
 

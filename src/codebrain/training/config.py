@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -13,11 +13,14 @@ import yaml
 from pydantic import Field
 
 from codebrain.errors import CodeBrainError, refusal
+from codebrain.parsing import read_small
 from codebrain.settings import parse_settings
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 T = TypeVar("T")
+
+_MOST_VALUES = 10_000
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Whole = Annotated[int, Field(ge=0, strict=True)]
@@ -30,12 +33,16 @@ class _Loader(yaml.SafeLoader):
     """The safe loader, but ``1e-4`` is a number (YAML 1.1 wants ``1.0e-4``) and a key may stand only once."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for place, (key, _) in enumerate(node.value):
-            if keys[place] in keys[:place]:
+        seen = set()
+        for node_of_key, _ in node.value:
+            key = self.construct_object(node_of_key, deep=True)
+            if not isinstance(key, Hashable):
+                break  # the safe loader says so, with the line
+            if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    problem=f"the key {keys[place]!r} stands twice", problem_mark=key.start_mark
+                    problem=f"the key {key!r} stands twice", problem_mark=node_of_key.start_mark
                 )
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -174,9 +181,9 @@ def read_yaml(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
         UsageError: ``CONFIG`` for bad YAML (with its line), an unknown key or a wrong type.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        raw = yaml.load(text, Loader=_Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = read_small(path).decode()
+        raw = _loaded(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
         place = getattr(error, "problem_mark", None)
         line = f"line {place.line + 1}" if place is not None else None
         raise refusal(
@@ -192,6 +199,35 @@ def read_yaml(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     except CodeBrainError as error:
         overridden = any((error.field or "").startswith(override.partition("=")[0]) for override in overrides)
         raise error if overridden else _with_line(error, text) from error
+
+
+def _loaded(text: str) -> Any:
+    """What a YAML document holds.
+
+    Raises:
+        yaml.YAMLError: for bad YAML.
+        ValueError: for dates and numbers that do not exist, and for what is nested too deeply.
+    """
+    try:
+        document = yaml.load(text, Loader=_Loader)
+        _count(document, _MOST_VALUES)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    return document
+
+
+def _count(value: Any, left: int) -> int:
+    """``left`` less the values in a document; a few aliases of aliases can stand for more than memory holds.
+
+    Raises:
+        ValueError: when none is left.
+    """
+    if left <= 0:
+        raise ValueError(f"it holds more than {_MOST_VALUES} values")
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    for part in parts:
+        left = _count(part, left)
+    return left - 1
 
 
 def named_file(source: str | Path, folder: Path, *, what: str) -> Path:
@@ -226,8 +262,8 @@ def _override(tree: dict[str, Any], text: str) -> None:
         if not isinstance(tree, dict):
             raise refusal("CONFIG", f"{parent} holds a value, not settings", field="--set", found=text)
     try:
-        changed = yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError as error:
+        changed = _loaded(value)
+    except (ValueError, yaml.YAMLError) as error:
         raise refusal("CONFIG", "the value is not YAML", field="--set", found=text) from error
     if changed is None and last in tree:
         del tree[last]  # its default holds; a key that was not there stays, to be refused if it is unknown
@@ -246,7 +282,8 @@ def _with_line(error: CodeBrainError, text: str) -> CodeBrainError:
     node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
     line = None
     for part in (error.field or "").split("."):
-        keys = {key.value: (key, value) for key, value in node.value} if isinstance(node, yaml.MappingNode) else {}
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        keys = {key.value: (key, value) for key, value in pairs if isinstance(key, yaml.ScalarNode)}
         if part not in keys:
             break
         key, node = keys[part]

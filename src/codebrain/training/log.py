@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +14,8 @@ from typing import Any
 from codebrain.errors import missing_extra
 from codebrain.faults import armed, fault
 from codebrain.imaging import safe_files
+
+_log = logging.getLogger(__name__)
 
 
 class RunLog:
@@ -28,7 +32,7 @@ class RunLog:
             raise missing_extra("tensorboard", "train", "Logging a training run") from error
         self.path = run / "metrics.jsonl"
         self._board: Any = None
-        self._make: Callable[..., Any] = SummaryWriter
+        self._make: Callable[..., Any] | None = SummaryWriter
         self._boards = str(run / "tensorboard")
         self._begun = time.monotonic()
         self._purge: int | None = None
@@ -41,6 +45,16 @@ class RunLog:
             os.truncate(self.path, self.bytes() - len(line) // 2)
             fault("log.append.half", file=self.path)
         safe_files.append_line(self.path, line)
+        try:
+            self._show(record, total)
+        except OSError as error:
+            _log.warning("TensorBoard cannot be written (%s); training goes on without it", error.strerror)
+            self.close()
+            self._make = None
+
+    def _show(self, record: Mapping[str, Any], total: int) -> None:
+        if self._make is None:
+            return
         self._board = self._board or self._make(self._boards, purge_step=self._purge)
         for name, value in record.items():
             if isinstance(value, float):
@@ -51,9 +65,16 @@ class RunLog:
         return self.path.stat().st_size if self.path.is_file() else 0
 
     def commit(self) -> int:
-        """Force the lines so far to disk, before a checkpoint refers to their length, and return it."""
+        """Force the lines so far to disk, before a checkpoint refers to their length, and return it.
+
+        Raises:
+            EnvironmentRefused: ``OUT_SPACE``.
+        """
         if self.path.is_file():
-            safe_files.fsync_path(self.path)
+            try:
+                safe_files.fsync_path(self.path)
+            except OSError as error:
+                raise safe_files.output_refusal(error, self.path) from error
         return self.bytes()
 
     def cut(self, length: int, *, total: int) -> None:
@@ -63,9 +84,11 @@ class RunLog:
             os.truncate(self.path, min(length, self.bytes()))
 
     def close(self) -> None:
-        """Hand TensorBoard what it has not seen yet."""
+        """Hand TensorBoard what it has not seen yet, if it can still be written."""
         if self._board is not None:
-            self._board.close()
+            with contextlib.suppress(OSError):
+                self._board.close()
+            self._board = None
 
 
 def seconds_of(run: Path) -> float:

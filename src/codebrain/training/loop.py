@@ -251,16 +251,16 @@ class _Trainer:
         score, broken = self.fabric.broadcast((score, self.log is not None and bool(stop.number)))
         if broken:
             return
-        self.position.judged = self.position.step
-        if not math.isfinite(score):
-            return
-        self._write_log({"stage": stage, "step": self.position.step, "validation_psnr": score})
-        _log.info("%s, step %d: validation %.2f dB", stage, self.position.step, score)
-        if self.position.best is None or score > self.position.best:
+        if math.isfinite(score) and (self.position.best is None or score > self.position.best):
             fault("best.update")
             name = _best_name(stage, self.position.step)
-            if self.fabric.broadcast(self.log is not None and self._commit(name, {}, {"psnr": score})):
-                self.position.best, self.position.best_step = score, self.position.step
+            if not self.fabric.broadcast(self.log is not None and self._commit(name, {}, lambda: {"psnr": score})):
+                return  # due again at once: without these weights the run would end in others
+            self.position.best, self.position.best_step = score, self.position.step
+        self.position.judged = self.position.step
+        if math.isfinite(score):
+            self._write_log({"stage": stage, "step": self.position.step, "validation_psnr": score})
+            _log.info("%s, step %d: validation %.2f dB", stage, self.position.step, score)
 
     def _score(self, stage: str, stop: Stop) -> float:
         score = validation_psnr(
@@ -346,14 +346,18 @@ class _Trainer:
             for quantity, value in quantities.items()
         }
         self._refuse_nonfinite_weights()
-        state = {"position": vars(self.position), "log_bytes": self.log.commit(), **self._hashes()}
-        if self._commit(f"step-{self.position.total:09d}", optim, state):
+        log = self.log
+        if self._commit(
+            f"step-{self.position.total:09d}",
+            optim,
+            lambda: {"position": vars(self.position), "log_bytes": log.commit(), **self._hashes()},
+        ):
             self._prune_best()
 
-    def _commit(self, name: str, optim: Mapping[str, Tensor], state: Mapping[str, Any]) -> bool:
+    def _commit(self, name: str, optim: Mapping[str, Tensor], state: Callable[[], Mapping[str, Any]]) -> bool:
         """Write a checkpoint; a full disk is survived three times while an older one stands."""
         try:
-            self.checkpoints.commit(name, self.model.state_dict(), optim, state)
+            self.checkpoints.commit(name, self.model.state_dict(), optim, state())
         except EnvironmentRefused as error:
             self._failures += 1
             if not self.checkpoints.paths() or self._failures == _MOST_FAILURES:

@@ -127,7 +127,7 @@ def test_workers_give_the_same_store(tmp_path: Path) -> None:
 def test_a_worker_that_is_killed_is_a_refused_study(
     studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def out_of_memory(function, tasks, *, jobs, died):  # type: ignore[no-untyped-def]
+    def out_of_memory(function, tasks, *, jobs, died, threads):  # type: ignore[no-untyped-def]
         for task in tasks:
             yield died(task, -9) if task.subject.subject == "p-3" else function(task, print)
 

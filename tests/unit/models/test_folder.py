@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -207,3 +208,29 @@ def test_a_header_without_settings_is_refused(folder: Path) -> None:
     with pytest.raises(ModelRefused) as caught:
         load_model(folder)
     assert caught.value.code == "CKPT_MISMATCH"
+
+
+def test_a_fixed_frame_travels_with_the_model(folder: Path) -> None:
+    model = load_model(folder)
+    preparation = replace(model.preparation, frame=(256, 240), background="kept")
+    save_model(model, folder, preparation=preparation)
+    assert load_model(folder).preparation == preparation
+
+
+@pytest.mark.parametrize("field", ["frame", "background"])
+def test_another_frame_than_the_weights_declare_is_refused(field: str, folder: Path) -> None:
+    model = load_model(folder)
+    preparation = replace(model.preparation, frame=(256, 240), background="kept")
+    save_model(model, folder, preparation=preparation)
+    edit(folder / "preparation.json", lambda raw: raw.pop(field))
+    with pytest.raises(ModelRefused, match=field) as caught:
+        load_model(folder)
+    assert caught.value.code == "CKPT_MISMATCH"
+
+
+def test_weights_from_before_frames_existed_have_none(folder: Path) -> None:
+    rewrite_header(folder, lambda facts: [facts.pop(name) for name in ("frame", "background")])
+    assert load_model(folder).preparation.frame is None
+    edit(folder / "preparation.json", lambda raw: raw.update(frame=[256, 256]))
+    with pytest.raises(ModelRefused, match="frame"):
+        load_model(folder)

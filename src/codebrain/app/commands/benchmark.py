@@ -135,7 +135,9 @@ def _refuse_confusion(out: Path, plan: str, *, resume: bool) -> None:
 
 def _incomplete(suite: Suite, results: Results) -> CodeBrainError:
     failed = "; ".join(f"{label}: {error.code}: {error}" for label, error in results.errors.items())
-    return refusal("BATCH", f"{len(results.errors)} of {len(suite.methods)} methods failed. {failed}",
+    # A disk that is full for one method is full for all of them.
+    code = next((error.code for error in results.errors.values() if error.code.startswith("OUT_")), "BATCH")
+    return refusal(code, f"{len(results.errors)} of {len(suite.methods)} methods failed. {failed}",
                    hint="Mend the cause and go on with --resume; what is finished is kept.")  # fmt: skip
 
 

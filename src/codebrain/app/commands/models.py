@@ -10,6 +10,7 @@ import typer
 
 from codebrain.app._common import DebugOption, JsonOption, emit, emit_json, run
 from codebrain.errors import refusal
+from codebrain.parsing import parse_json_object
 
 
 def register(app: typer.Typer) -> None:
@@ -77,7 +78,7 @@ def _list(as_json: bool) -> None:
 
 def _summary(folder: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / "config.json").read_bytes())
+        config = parse_json_object((folder / "config.json").read_bytes())
         return {key: config[key] for key in ("architecture", "modalities", "settings", "weights_sha256")}
     except (OSError, ValueError, KeyError) as error:
         raise refusal("CKPT_CORRUPT", "no readable config.json", file=folder) from error
@@ -85,12 +86,13 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 def _show(model: str, as_json: bool) -> None:
     from codebrain.models import bundled_models
+    from codebrain.output import read_json
 
     folder = bundled_models().get(model, Path(model))
     summary = _summary(folder)
     card = folder / "MODEL_CARD.md"
-    text = card.read_text(encoding="utf-8") if card.is_file() else ""
-    metrics = json.loads((folder / "metrics.json").read_bytes()) if (folder / "metrics.json").is_file() else {}
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    metrics = read_json(folder / "metrics.json")
     if as_json:
         emit_json({"name": folder.name, **summary, "metrics": metrics, "card": text})
     else:
