@@ -26,22 +26,26 @@ PREVIEW_FILE = "preview.png"
 REPORT_FILE = "report.html"
 FIGURES = "figures"
 
-_LONGEST_STEM = 255 - len("_FLAIR_uncertainty.nii.gz") - len(".tmp-4194304-01234567") - 1
+_LONGEST_STEM = 255 - len("_space-FLAIR_FLAIR_uncertainty.nii.gz") - len(".tmp-4194304-01234567") - 1
 
 
-def image_name(stem: str, modality: Modality) -> str:
-    """File name of an imputed contrast."""
-    return f"{stem}_{modality}_imputed.nii.gz"
+def image_name(stem: str, modality: Modality, space: Modality | None = None) -> str:
+    """File name of an imputed contrast, on the reference grid or in the space of a given one."""
+    return f"{_in_space(stem, space)}_{modality}_imputed.nii.gz"
 
 
-def uncertainty_name(stem: str, modality: Modality) -> str:
-    """File name of the doubt beside an imputed contrast."""
-    return f"{stem}_{modality}_uncertainty.nii.gz"
+def uncertainty_name(stem: str, modality: Modality, space: Modality | None = None) -> str:
+    """File name of the doubt beside an imputed contrast, on the reference grid or in the space of a given one."""
+    return f"{_in_space(stem, space)}_{modality}_uncertainty.nii.gz"
 
 
-def sidecar_name(stem: str, modality: Modality) -> str:
-    """File name of the facts about an imputed contrast."""
-    return f"{stem}_{modality}_imputed.json"
+def sidecar_name(stem: str, modality: Modality, space: Modality | None = None) -> str:
+    """File name of the facts about an imputed contrast, on the reference grid or in the space of a given one."""
+    return f"{_in_space(stem, space)}_{modality}_imputed.json"
+
+
+def _in_space(stem: str, space: Modality | None) -> str:
+    return stem if space is None else f"{stem}_space-{space}"
 
 
 def dicom_name(stem: str, modality: Modality) -> str:

@@ -46,7 +46,7 @@ class IntensityScale:
 
 @dataclass(frozen=True)
 class ImputedContrast:
-    """One imputed contrast on the reference grid.
+    """One imputed contrast on the reference grid, or in the space of another given contrast.
 
     Attributes:
         modality: which contrast.
@@ -55,6 +55,7 @@ class ImputedContrast:
         reference: the input whose grid it is on.
         sidecar: the facts that are written beside the file.
         sources: the contrasts that it was imputed from, with their DICOM series where they have one.
+        space: the contrast in whose native space it is; ``None`` on the reference grid.
     """
 
     modality: Modality
@@ -63,6 +64,7 @@ class ImputedContrast:
     reference: Volume
     sidecar: Mapping[str, Any]
     sources: Mapping[Modality, Series | None] = field(default_factory=dict, repr=False)
+    space: Modality | None = None
 
     @property
     def image(self) -> nib.Nifti1Image:
@@ -78,20 +80,25 @@ class ImputedContrast:
 
     def write(self, folder: Path, stem: str) -> list[dict[str, str]]:
         """Write image, doubt and sidecar into ``folder``; returns a row for the record of each."""
-        image, doubt = output.image_name(stem, self.modality), output.uncertainty_name(stem, self.modality)
+        image = output.image_name(stem, self.modality, self.space)
+        doubt = output.uncertainty_name(stem, self.modality, self.space)
         rows = self.write_images(folder, image, doubt)
-        sidecar = output.sidecar_name(stem, self.modality)
+        sidecar = output.sidecar_name(stem, self.modality, self.space)
         safe_files.write_json(folder / sidecar, self._full_sidecar(image, doubt))
-        return [*rows, output_row(folder, sidecar, str(self.modality), "sidecar")]
+        return [*rows, self._row(folder, sidecar, "sidecar")]
 
     def write_images(self, folder: Path, image: str, doubt: str) -> list[dict[str, str]]:
         """Write the image and, where there is one, the doubt, under these names; returns a row for each."""
         write_volume(folder / image, self.data, like=self.reference, **self._marks(str(self.modality)))
-        rows = [output_row(folder, image, str(self.modality), "imputed image (SYNTHETIC)")]
+        rows = [self._row(folder, image, "imputed image (SYNTHETIC)")]
         if self.doubt is not None:
             write_volume(folder / doubt, self.doubt, like=self.reference, **self._marks("doubt"))
-            rows.append(output_row(folder, doubt, str(self.modality), "doubt of the predicted code"))
+            rows.append(self._row(folder, doubt, "doubt of the predicted code"))
         return rows
+
+    def _row(self, folder: Path, file: str, kind: str) -> dict[str, str]:
+        where = "" if self.space is None else f", on the grid of {self.space}"
+        return {**output_row(folder, file, str(self.modality), kind + where), "space": str(self.sidecar["Space"])}
 
     def write_dicom(self, folder: Path, stem: str, *, keep_patient: bool = False) -> dict[str, Any]:
         """Write the image as a DICOM series into a folder of its own in ``folder``; returns its row for the record.
@@ -160,6 +167,7 @@ class Imputation:
         record: the run: versions, device, inputs, model, seconds, warnings, scores.
         notices: what was accepted with a warning.
         files: what was read; results never go into their folders.
+        native: by given contrast whose space was asked for, what was imputed, on its grid.
         focus: voxel through which the pictures are cut; by default the middle of the head.
     """
 
@@ -172,6 +180,7 @@ class Imputation:
     notices: tuple[Notice, ...] = ()
     files: tuple[Path, ...] = ()
     focus: tuple[int, int, int] | None = field(default=None, repr=False)
+    native: Mapping[Modality, Mapping[Modality, ImputedContrast]] = field(default_factory=dict)
 
     @property
     def doubt(self) -> Image | None:
@@ -183,6 +192,10 @@ class Imputation:
 
     def __iter__(self) -> Iterator[Modality]:
         return iter(self.contrasts)
+
+    def in_space(self, contrast: str | Modality) -> Mapping[Modality, ImputedContrast]:
+        """What was imputed, on the grid of a given contrast whose space was asked for."""
+        return self.native[Modality.parse(contrast)]
 
     def __len__(self) -> int:
         return len(self.contrasts)
@@ -229,7 +242,10 @@ class Imputation:
     ) -> dict[str, Any]:
         """Write images, doubt maps, sidecars, pictures, record and report into an empty folder; returns the record."""
         stem, begun = output.check_stem(self.name), time.perf_counter()
-        written: list[dict[str, Any]] = [row for c in self.contrasts.values() for row in c.write(stage, stem)]
+        images = [self.contrasts, *self.native.values()]
+        written: list[dict[str, Any]] = [
+            row for space in images for c in space.values() for row in c.write(stage, stem)
+        ]
         if dicom:
             written += [c.write_dicom(stage, stem, keep_patient=keep_patient) for c in self.contrasts.values()]
         pictures = self.pictures()

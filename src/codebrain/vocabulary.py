@@ -6,7 +6,7 @@ import difflib
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, get_args
@@ -120,6 +120,7 @@ def pattern_name(modalities: ModalitySet, pattern: Pattern) -> str:
 
 _Normalisation = Literal["min_max", "percentile"]
 _Background = Literal["zero", "kept"]
+_SPACINGS = (0.1, 20.0)
 _LARGEST_MULTIPLE, _LARGEST_FRAME = 1024, 4096
 
 
@@ -128,7 +129,40 @@ def _is_number(value: object) -> bool:
 
 
 YOUNGER_FIELDS: dict[str, Any] = {"frame": None, "background": "zero"}
-"""Fields of a :class:`Preparation` that came later, and what holds where a record lacks them."""
+"""Fields of a :class:`Preparation` by which slices differ and that came later; what holds where a record lacks them."""
+
+
+@dataclass(frozen=True)
+class TrainingDomain:
+    """What the scans were like that a model was trained on.
+
+    Attributes:
+        heads: kinds of head among them, of ``stripped``, ``whole`` and ``defaced``.
+        edges_mm: the smallest and the largest voxel edge.
+        anisotropy: the largest ratio of a scan's longest to its shortest voxel edge.
+    """
+
+    heads: tuple[str, ...]
+    edges_mm: tuple[float, float]
+    anisotropy: float
+
+    def __or__(self, other: TrainingDomain) -> TrainingDomain:
+        """The domain of both sets of scans together."""
+        return TrainingDomain(
+            heads=tuple(sorted({*self.heads, *other.heads})),
+            edges_mm=(min(self.edges_mm[0], other.edges_mm[0]), max(self.edges_mm[1], other.edges_mm[1])),
+            anisotropy=max(self.anisotropy, other.anisotropy),
+        )
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> TrainingDomain:
+        """From its JSON form.
+
+        Raises:
+            KeyError, TypeError, ValueError: when ``raw`` is not one.
+        """
+        finest, coarsest = raw["edges_mm"]
+        return cls(tuple(map(str, raw["heads"])), (float(finest), float(coarsest)), float(raw["anisotropy"]))
 
 
 @dataclass(frozen=True)
@@ -147,6 +181,7 @@ class Preparation:
             the whole volume, as published.
         intensity_scale: per contrast, the training median of the scanner value that maps to 1;
             gives imputed contrasts a scale in scanner units. Empty before training data was seen.
+        domain: what the training scans were like; ``None`` where that was not recorded: then no scan is judged.
     """
 
     modalities: ModalitySet
@@ -157,6 +192,7 @@ class Preparation:
     frame: tuple[int, int] | None = None
     background: _Background = "zero"
     intensity_scale: dict[str, float] = field(default_factory=dict)
+    domain: TrainingDomain | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no image can be prepared with; records come from files that others may have made.
@@ -170,8 +206,9 @@ class Preparation:
             raise ValueError("percentiles are two numbers")
         if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
             raise ValueError("percentiles rise from 0 to 100")
-        if self.pixel_spacing_mm is not None and not (_is_number(self.pixel_spacing_mm) and self.pixel_spacing_mm > 0):
-            raise ValueError("the pixel spacing is a positive number of millimetres, or absent")
+        spacing = self.pixel_spacing_mm
+        if spacing is not None and not (_is_number(spacing) and _SPACINGS[0] <= spacing <= _SPACINGS[1]):
+            raise ValueError(f"the pixel spacing is {_SPACINGS[0]} to {_SPACINGS[1]} mm, or absent")
         if type(self.multiple) is not int or not 1 <= self.multiple <= _LARGEST_MULTIPLE:
             raise ValueError(f"slices are padded to a multiple of 1 to {_LARGEST_MULTIPLE}")
         if self.frame is not None and not all(0 < size <= _LARGEST_FRAME for size in self.frame):
@@ -184,12 +221,12 @@ class Preparation:
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, so that equal preparations give equal bytes.
 
-        ``frame`` and ``background`` are younger than the first models and stores, whose records and fingerprints
-        lack them; they are written only where they say something else than was then the rule.
+        ``frame``, ``background`` and ``domain`` are younger than the first models and stores, whose records and
+        fingerprints lack them; they are written only where they say something else than was then the rule.
         """
         raw: dict[str, Any] = asdict(self)
         raw["modalities"] = list(self.modalities)
-        for name, was in YOUNGER_FIELDS.items():
+        for name, was in {**YOUNGER_FIELDS, "domain": None}.items():
             if raw[name] == was:
                 del raw[name]
         return json.dumps(raw, indent=2, sort_keys=True)
@@ -208,6 +245,8 @@ class Preparation:
             if raw.get("frame") is not None:
                 h, w = raw["frame"]
                 raw["frame"] = (int(h), int(w))
+            if raw.get("domain") is not None:
+                raw["domain"] = TrainingDomain.from_dict(raw["domain"])
             return cls(**raw)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise refusal("CKPT_CORRUPT", f"this is not a preparation record: {error}") from error

@@ -6,14 +6,16 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from codebrain.data.splits import SPLITS
 from codebrain.errors import CodeBrainError, Notice, refusal
-from codebrain.vocabulary import Modality, Preparation
+from codebrain.vocabulary import Modality, Preparation, TrainingDomain
 
 SCHEMA_VERSION = 1
 
@@ -37,6 +39,7 @@ class SubjectRecord:
         reference: contrast whose grid the study has.
         inputs: by contrast, relative file and SHA-256.
         notices: what was accepted with a warning.
+        domain: what the scans were like; ``None`` in stores that are older than this field.
         task: SHA-256 over inputs and preparation; equal tasks give equal slices.
         slices_sha256, slices_bytes, brain_sha256, brain_bytes: of the two files.
     """
@@ -60,6 +63,7 @@ class SubjectRecord:
     brain_sha256: str
     brain_bytes: int
     notices: tuple[Notice, ...] = ()
+    domain: TrainingDomain | None = None
 
     @property
     def foreground_fraction(self) -> float:
@@ -69,7 +73,10 @@ class SubjectRecord:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""
-        return asdict(self) | {"foreground_fraction": round(self.foreground_fraction, 6)}
+        raw = asdict(self) | {"foreground_fraction": round(self.foreground_fraction, 6)}
+        if self.domain is None:  # the fingerprints of older stores stay what they were
+            del raw["domain"]
+        return raw
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> SubjectRecord:
@@ -80,7 +87,9 @@ class SubjectRecord:
         """
         try:
             _require_types(cls, raw)
-            known = {f.name: raw[f.name] for f in fields(cls)}
+            known = {f.name: raw[f.name] for f in fields(cls) if f.name != "domain"}
+            if raw.get("domain") is not None:
+                known["domain"] = TrainingDomain.from_dict(raw["domain"])
             for name in ("available", "shape", "foreground_pixels", "full_slice", "offset"):
                 known[name] = tuple(known[name])
             known["notices"] = tuple(Notice(**notice) for notice in known["notices"])
@@ -189,9 +198,21 @@ class Manifest:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise corrupt(f"the manifest is damaged: {error}") from error
+        _require_rows(manifest)
         if raw.get("fingerprint") != manifest.fingerprint:
             raise corrupt("the manifest does not fit its fingerprint: it was edited or damaged")
         return manifest
+
+
+def _require_rows(manifest: Manifest) -> None:
+    """``DATA_CORRUPT`` unless every record has a name of its own and a row that says its split."""
+    split_of = {row.subject: row.split for row in manifest.rows if row.status == "prepared"}
+    names = [record.subject for record in manifest.records]
+    channels = len(manifest.preparation.modalities)
+    if len({*names}) < len(names) or any(split_of.get(name) not in SPLITS for name in names):
+        raise corrupt("the manifest is damaged: a subject stands twice or in no split")
+    if any(len(r.available) != channels or r.shape[1] != channels for r in manifest.records):
+        raise corrupt("the manifest is damaged: a subject has another number of contrasts")
 
 
 def _row(raw: Mapping[str, Any]) -> SubjectRow:
@@ -232,3 +253,9 @@ def scale_of(records: Sequence[SubjectRecord], modalities: Sequence[Modality]) -
     """Per contrast, the median over subjects of the scanner value of 1 minus that of 0."""
     found = {m: [r.intensity_range[m] for r in records if m in r.intensity_range] for m in modalities}
     return {str(m): float(np.median(values)) for m, values in found.items() if values}
+
+
+def domain_of(records: Sequence[SubjectRecord]) -> TrainingDomain | None:
+    """What the scans of all these subjects were like; ``None`` where it is not known of every one."""
+    domains = [record.domain for record in records if record.domain is not None]
+    return reduce(or_, domains) if domains and len(domains) == len(records) else None

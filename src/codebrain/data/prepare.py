@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 import codebrain
 from codebrain.data.datasets import Protocol
 from codebrain.data.isolated import Tell, isolated, limited_threads
-from codebrain.data.manifest import SCHEMA_VERSION, Manifest, SubjectRecord, SubjectRow, files_of, scale_of
+from codebrain.data.manifest import SCHEMA_VERSION, Manifest, SubjectRecord, SubjectRow, domain_of, files_of, scale_of
 from codebrain.data.overlay import draw_overlays
 from codebrain.data.slices import FULL_SCALE
 from codebrain.data.sources import Found, SubjectFiles, find_subjects
@@ -33,10 +33,11 @@ from codebrain.data.splits import Division, Drawn, Splits
 from codebrain.data.table import quality_rows, quality_table, subjects_table
 from codebrain.errors import CodeBrainError, refusal
 from codebrain.imaging.align import AlignMode
+from codebrain.imaging.domain import training_domain
 from codebrain.imaging.prepared import PreparedStudy, prepare_study
 from codebrain.imaging.safe_files import (
     FolderLock,
-    make_folder,
+    ensure_folder,
     sha256_bytes,
     sha256_file,
     staged,
@@ -49,7 +50,7 @@ from codebrain.imaging.safe_files import (
 from codebrain.imaging.study import Study
 from codebrain.machine import allotted_cores, jobs_that_fit
 from codebrain.parsing import parse_json_object
-from codebrain.vocabulary import Modality, Preparation
+from codebrain.vocabulary import Modality, Preparation, TrainingDomain
 
 _log = logging.getLogger(__name__)
 
@@ -215,9 +216,9 @@ def prepare_subject(task: _Task) -> SubjectRecord:
             study, protocol.preparation, align=protocol.align, reference=protocol.reference, slices=subject.slices
         )
     if prepared.alignment.moved:
-        make_folder(task.store / PICTURES)
+        ensure_folder(task.store / PICTURES)
         write_bytes(task.store / PICTURES / f"{subject.subject}.jpg", draw_overlays(study, prepared))
-    return _store(task, prepared, inputs, digest)
+    return _store(task, prepared, inputs, digest, domain=training_domain(study.volumes.values()))
 
 
 @contextmanager
@@ -225,7 +226,7 @@ def _scratch(store: Path) -> Iterator[None]:
     """Temporary files of libraries lie in the store, where the next start sweeps what a killed worker left."""
     before = tempfile.tempdir
     place = store / temporary_name("scratch")
-    make_folder(place)
+    ensure_folder(place)
     try:
         tempfile.tempdir = str(place)
         yield
@@ -239,7 +240,7 @@ def _digest(task: _Task, inputs: Mapping[str, Mapping[str, str]]) -> str:
     parts: dict[str, Any] = {
         "schema": SCHEMA_VERSION,
         "version": codebrain.__version__,
-        "preparation": replace(protocol.preparation, intensity_scale={}).to_json(),
+        "preparation": replace(protocol.preparation, intensity_scale={}, domain=None).to_json(),
         "align": protocol.align,
         "inputs": {m: facts["sha256"] for m, facts in inputs.items()},
     }
@@ -261,7 +262,14 @@ def _finished(task: _Task, digest: str) -> SubjectRecord | None:
     return record if intact and record.task == digest else None
 
 
-def _store(task: _Task, prepared: PreparedStudy, inputs: Mapping[str, Mapping[str, str]], digest: str) -> SubjectRecord:
+def _store(
+    task: _Task,
+    prepared: PreparedStudy,
+    inputs: Mapping[str, Mapping[str, str]],
+    digest: str,
+    *,
+    domain: TrainingDomain,
+) -> SubjectRecord:
     """Write slices, mask and record, all or none of them."""
     mask = prepared.frame.apply(prepared.foreground.astype(np.float32)) > 0.5
     slices = _array_bytes(np.rint(prepared.slices.clip(0.0, 1.0) * FULL_SCALE).astype(np.uint16))
@@ -288,6 +296,7 @@ def _store(task: _Task, prepared: PreparedStudy, inputs: Mapping[str, Mapping[st
         notices=tuple(
             replace(notice, file=Path(notice.file).name) for notice in (*task.subject.notices, *prepared.notices)
         ),
+        domain=domain,
     )
     earlier = any(path.exists() for path, _, _ in files_of(task.store, record))
     with staged(task.store, last=f"slices/{record.subject}.json") as stage:
@@ -423,7 +432,7 @@ def _manifest(
     trained = [record for record in records if splits.of_subject[record.subject] == "train"]
     scale = scale_of(trained, protocol.preparation.modalities.members)
     return Manifest(
-        preparation=replace(protocol.preparation, intensity_scale=scale),
+        preparation=replace(protocol.preparation, intensity_scale=scale, domain=domain_of(trained)),
         splits=splits.as_dict(),
         rows=tuple(replace(row, split=splits.of_subject.get(row.subject, "")) for row in rows),
         records=records,
@@ -460,7 +469,7 @@ def _check_target(target: Path, sources: Sequence[Path], *, resume: bool, overwr
 
 def _make_folders(target: Path) -> None:
     for folder in (target, target / "slices"):
-        make_folder(folder)
+        ensure_folder(folder)
 
 
 def _sweep(target: Path) -> None:

@@ -12,7 +12,7 @@ from codebrain.data.manifest import SubjectRecord, SubjectRow
 
 _SUBJECTS = (
     "subject patient split status code message contrasts slices first_slice last_slice height width foreground"
-    " reference moved notices seconds"
+    " reference moved heads notices seconds"
 )
 _QUALITY = (
     "subject split contrast reference method verdict similarity_before similarity_after overlap_before overlap_after"
@@ -44,6 +44,7 @@ def _facts(record: SubjectRecord | None) -> dict[str, Any]:
         "foreground": f"{record.foreground_fraction:.3f}",
         "reference": record.reference,
         "moved": ",".join(record.alignment.get("moved", {})),
+        "heads": ",".join(record.domain.heads) if record.domain else "",
         "notices": ",".join(notice.code for notice in record.notices),
     }
 

@@ -1,21 +1,26 @@
-"""What kind of head a scan shows: the whole one, one whose face was removed, or the bare brain.
+"""What a scan shows, and whether a model was trained on the like: whole head, no face or bare brain; voxel sizes.
 
-Two measures of one scan. Both look at the shape and the layers of the head, so that neither how the air was filled
-nor a resampling with soft edges decides. What they measured on scans is in the tests.
+Two measures tell the kind of head. Both look at the shape and the layers of the head, so that neither how the air was
+filled nor a resampling with soft edges decides.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import reduce
+from operator import or_
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from codebrain.errors import CodeBrainError, Notice, refusal
 from codebrain.imaging.frame import ras_view
 from codebrain.imaging.intensity import border_constant, foreground_mask
 from codebrain.imaging.volume import Volume
+from codebrain.vocabulary import Modality, TrainingDomain
 
 HeadKind = Literal["stripped", "whole", "defaced", "unclear"]
 
@@ -32,6 +37,10 @@ _FACE_UNSURE = (0.11, 0.15)
 
 _COARSEST_MM = (1.5, 1.5, 2.0)
 """Voxels may be thinned out up to this size; the measures stay, and take a few tenths of a second."""
+
+_COARSER, _ANISOTROPIC = 2.0, 3.0
+"""Voxels twice as long as any in training, or three times as long as wide where training had none such, are warned
+about: rows C13 of the list of bad inputs."""
 
 _CALVARIA = (0.12, 0.5)
 """Levels below the top of the head, in lengths of the head, at which the skull is a closed ring."""
@@ -111,6 +120,80 @@ def head_kind(volume: Volume) -> HeadKind:
     if stripping.verdict != "whole":
         return stripping.verdict
     return "defaced" if _defacing(head).verdict == "defaced" else "whole"
+
+
+def training_domain(volumes: Iterable[Volume]) -> TrainingDomain:
+    """What these scans are like; a head of unclear kind adds none."""
+    return reduce(or_, map(_domain_of, volumes))
+
+
+def _domain_of(volume: Volume) -> TrainingDomain:
+    kind, edges = head_kind(volume), _edges(volume)
+    return TrainingDomain(() if kind == "unclear" else (kind,), edges, round(edges[1] / edges[0], 3))
+
+
+def _edges(volume: Volume) -> tuple[float, float]:
+    return round(min(volume.spacing), 3), round(max(volume.spacing), 3)
+
+
+def judge_domain(volumes: Mapping[Modality, Volume], domain: TrainingDomain | None) -> tuple[Notice, ...]:
+    """Whether a model that was trained on ``domain`` can be given these scans.
+
+    Returns:
+        ``MODEL_DOMAIN`` for scans that are unlike those of the training and may still be used.
+
+    Raises:
+        InputRefused: ``MODEL_DOMAIN`` for a bare brain where the training had only heads, and the reverse.
+    """
+    if domain is None:
+        return ()
+    return tuple(notice for m, volume in volumes.items() for notice in _judge(m, volume, domain))
+
+
+def _judge(modality: Modality, volume: Volume, domain: TrainingDomain) -> Iterator[Notice]:
+    strange = _coarseness(modality, volume, domain)
+    if strange:
+        yield Notice("MODEL_DOMAIN", strange, volume.name)
+    if not domain.heads or {"stripped", "whole", "defaced"} <= set(domain.heads):
+        return
+    kind = head_kind(volume)
+    if kind == "unclear" or kind in domain.heads:
+        return
+    if kind == "stripped" or set(domain.heads) == {"stripped"}:
+        raise _other_heads(modality, kind, domain, volume)
+    message = f"{modality} shows {_HEADS[kind]}; the model was trained on {_listed(domain.heads)}"
+    yield Notice("MODEL_DOMAIN", message, volume.name)
+
+
+_HEADS = {"stripped": "a bare brain", "whole": "a whole head", "defaced": "a head without its face"}
+_PLURAL = {"stripped": "bare brains", "whole": "whole heads", "defaced": "heads without faces"}
+
+
+def _listed(heads: Iterable[str]) -> str:
+    return " and ".join(_PLURAL.get(kind, kind) for kind in heads)
+
+
+def _other_heads(modality: Modality, kind: str, domain: TrainingDomain, volume: Volume) -> CodeBrainError:
+    hint = "Give the scan with its skull, or use a model that was trained on bare brains."
+    if kind != "stripped":
+        hint = "Remove the skull first (for example with HD-BET or SynthStrip), or use a model trained on whole heads."
+    return refusal(
+        "MODEL_DOMAIN", f"{modality} shows {_HEADS[kind]}, which the model has never seen", file=volume.file,
+        found=kind, expected=_listed(domain.heads), hint=hint,
+    )  # fmt: skip
+
+
+def _coarseness(modality: Modality, volume: Volume, domain: TrainingDomain) -> str:
+    """What is said about voxels that are too long for the model; empty when they are not."""
+    finest, coarsest = _edges(volume)
+    flat = coarsest / finest >= _ANISOTROPIC and coarsest / finest > domain.anisotropy * 1.05
+    if coarsest <= _COARSER * domain.edges_mm[1] and not flat:
+        return ""
+    size = " x ".join(f"{mm:.3g}" for mm in volume.spacing)
+    return (
+        f"{modality} has voxels of {size} mm; the model was trained on edges of up to {domain.edges_mm[1]:.3g} mm,"
+        f" at most {domain.anisotropy:.3g}:1"
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -185,6 +185,24 @@ class Frame:
         grid[(slice(*self.slices), *window)] = stack.clip(*bounds)
         return _reorient_back(grid, self.order, self.flip)
 
+    def pixel_matrix(self) -> NDArray[np.float64]:
+        """Voxel ``(i, j, k, 1)`` to its place ``(slice, row, column, 1)`` in the slices, ``(4, 4)``.
+
+        What :meth:`apply` and :meth:`undo` do, as one affine map.
+        """
+        matrix = np.zeros((4, 4))
+        matrix[3, 3] = 1.0
+        backwards = (self.flip[2], not self.flip[1], self.flip[0])
+        scales = (1.0, self.rows.scale, self.columns.scale)
+        begins = (self.slices[0], self.rows.offset, self.columns.offset)
+        for place, (axis, back, scale, begin) in enumerate(
+            zip(self.order[::-1], backwards, scales, begins, strict=True)
+        ):
+            first = self.shape[axis] - 1 if back else 0
+            matrix[place, axis] = -scale if back else scale
+            matrix[place, 3] = (first + 0.5) * scale - 0.5 - begin
+        return matrix
+
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""
         return asdict(self)

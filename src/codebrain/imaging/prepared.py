@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from codebrain.errors import Notice, refusal
 from codebrain.imaging.align import AlignmentRecord, AlignMode, align_study
+from codebrain.imaging.domain import judge_domain
 from codebrain.imaging.frame import Frame, Slices
 from codebrain.imaging.intensity import MinMax, Percentile, fit_normalisation, foreground_mask, to_unit
 from codebrain.imaging.study import Study
@@ -68,10 +69,11 @@ def prepare_study(
 
     Raises:
         UsageError: ``MOD_NONE`` when the preparation knows none of the contrasts.
-        InputRefused: ``GEO_MISMATCH``, ``GEO_ALIGN_FAILED``, ``IN_NO_SIGNAL``, ``DATA_SLICES``.
+        InputRefused: ``GEO_MISMATCH``, ``GEO_ALIGN_FAILED``, ``IN_NO_SIGNAL``, ``DATA_SLICES``, ``MODEL_DOMAIN``.
         EnvironmentRefused: ``ENV_EXTRA`` when registration is needed and its library is missing.
     """
     known = _known(study, preparation)
+    unlike = judge_domain(known.volumes, preparation.domain)
     aligned, alignment = align_study(known, mode=align, reference=reference)
     masks = {m: foreground_mask(volume.data) for m, volume in aligned.volumes.items()}
     foreground = np.logical_or.reduce(list(masks.values()))
@@ -93,7 +95,7 @@ def prepare_study(
         reference=home,
         reference_modality=alignment.reference,
         preparation=preparation,
-        notices=(*(n for v in study.volumes.values() for n in v.notices), *alignment.notices),
+        notices=(*(n for v in study.volumes.values() for n in v.notices), *unlike, *alignment.notices),
     )
 
 

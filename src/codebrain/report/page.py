@@ -29,6 +29,7 @@ _STEP_NAMES = {
     "model": "Model",
     "restore": "Back to the scanner's grid",
     "score": "Scoring",
+    "native": "Into native spaces",
     "write": "Writing",
 }
 

@@ -73,3 +73,14 @@ def test_tasks_at_work_together_have_slots_of_their_own() -> None:
                             placed=lambda task, slot: (task[0], slot)))  # fmt: skip
     assert sorted(number for number, _ in results) == [0, 1, 2, 3, 4]
     assert {slot for _, slot in results} == {0, 1}
+
+
+def _threads(number: int, tell: Tell) -> list[str]:
+    return [os.environ[name] for name in ("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "OMP_NUM_THREADS")]
+
+
+def test_processes_are_born_with_their_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", raising=False)
+    assert list(isolated(_threads, [1], jobs=1, died=lambda *_: [], threads=3)) == [["3", "3"]]
+    assert os.environ["OMP_NUM_THREADS"] == "7" and "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS" not in os.environ

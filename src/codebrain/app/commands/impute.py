@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 
 def _contrast(*flags: str) -> Any:
-    return typer.Option(*flags, metavar="FILE", help=f"The {Modality.parse(flags[0].lstrip('-'))} scan.")
+    contrast = Modality.parse(flags[0].lstrip("-"))
+    return typer.Option(*flags, metavar="FILE", help=f"The {contrast} scan: NIfTI, or a folder of one DICOM series.")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Request:
     name: str
     align: Literal["auto", "none"]
     reference: str | None
+    space: str
     intensity: Literal["scanner", "unit"]
     precision: str
     device: str
@@ -90,6 +92,12 @@ def register(app: typer.Typer) -> None:
         name: Annotated[str, typer.Option(metavar="STEM", help="Files are named after it.")] = "study",
         align: Annotated[str, typer.Option(metavar="auto|none", help="Register different grids.")] = "auto",
         ref: Annotated[str | None, typer.Option(metavar="CONTRAST", help="Whose grid to use.")] = None,
+        space: Annotated[
+            str,
+            typer.Option(
+                metavar="reference|native:CONTRAST[,...]", help="Also give results on the grid of a given scan."
+            ),
+        ] = "reference",
         intensity: Annotated[str, typer.Option(metavar="scanner|unit", help="Scanner units, or [0, 1].")] = "scanner",
         precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16")] = "auto",
         output_type: Annotated[
@@ -135,6 +143,7 @@ def register(app: typer.Typer) -> None:
                 name=name,
                 align=cast("Any", _choice("align", align, ("auto", "none"))),
                 reference=ref,
+                space=space,
                 intensity=cast("Any", _choice("intensity", intensity, ("scanner", "unit"))),
                 precision=_choice("precision", precision, ("auto", "fp32", "bf16")),
                 device=device,
@@ -235,19 +244,24 @@ def _pair(text: str, flag: str = "--input", form: str = "CONTRAST=FILE") -> tupl
 def impute_files(request: Request, *, as_json: bool, quiet: bool) -> None:
     """Check the output place, impute, write, say what was done."""
     from codebrain import output
+    from codebrain.imaging.space import native_contrasts
 
     output.check_stem(request.name)
     if request.dicom:
         _require_dicom(request)
+    elif request.keep_patient:
+        hint = "Add --output-type nifti,dicom; nothing else that is written ever names a patient."
+        raise refusal("CONFIG", "only a DICOM series can name its patient", field="--keep-patient", hint=hint)
     places = [file if isinstance(file, Path) else file.file for file in request.files.values()]
     sources = [place for place in places if os.path.isdir(place)]  # noqa: PTH112 (says no for impossible names)
     sources += [] if request.folder is None else [request.folder]
+    copies = 2 * (1 + len(native_contrasts(request.space))) + request.dicom
     place = output.RunFolder(
         request.out,
         overwrite=request.overwrite,
         inputs=places,
         sources=sources,
-        need_bytes=(3 if request.dicom else 2) * sum(_size(file) for file in request.files.values()) + 2**23,
+        need_bytes=copies * sum(_size(file) for file in request.files.values()) + 2**23,
     )
     with place as folder:
         result = _impute(request, quiet=quiet)
@@ -309,6 +323,7 @@ def _impute(request: Request, *, quiet: bool) -> Imputation:
             name=request.name,
             align=request.align,
             reference=request.reference,
+            space=request.space,
             intensity=request.intensity,
             evaluate=request.evaluate,
             advance=advance,
@@ -334,7 +349,8 @@ def report_result(result: Imputation, out: Path, *, as_json: bool, quiet: bool =
     seconds = sum(record["seconds"].values())
     emit(f"SYNTHETIC {', '.join(result)} imputed from {given} with {model} in {seconds:.1f} s")
     for modality in result:
-        emit(f"  {modality:<6} {one_line(str(out / output.image_name(result.name, modality)))}")
+        for space in (None, *result.native):
+            emit(f"  {modality:<6} {one_line(str(out / output.image_name(result.name, modality, space)))}")
     for row in dicom_rows(out):
         emit(f"  {row['contrast']:<6} {one_line(str(out / row['file']))} ({row['kind']})")
     if record["enhancement"]:

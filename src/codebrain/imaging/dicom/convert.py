@@ -23,6 +23,7 @@ import numpy as np
 from codebrain.errors import CodeBrainError, Notice, missing_extra, refusal
 from codebrain.imaging import safe_files
 from codebrain.imaging._geometry import corners
+from codebrain.imaging.dicom.labels import label
 from codebrain.imaging.dicom.series import DECODED, Layout, Series, judge_series
 from codebrain.imaging.volume import MAX_VOXELS, Volume, read_volume, same_grid
 from codebrain.vocabulary import Modality
@@ -196,13 +197,16 @@ def agreeing_series(volumes: Mapping[Modality, Volume]) -> dict[Modality, Volume
 
 
 def _agreeing(modality: Modality, volume: Volume, home: Volume) -> Volume:
-    if volume.series is None or home.series is None or volume is home:
+    if volume.series is None or home.series is None:
         return volume
-    one, other = home.series.first, volume.series.first
+    one, other, told = home.series.first, volume.series.first, label(volume.series)
     if one.person and other.person and one.person != other.person:
         raise refusal("DCM_MIXED", f"{home.name} and {volume.name} are of different patients", file=volume.file,
                       expected="series of one patient", hint="Give the scans of one patient.")  # fmt: skip
     notices = list(volume.notices)
+    if told.contrast not in (None, modality):
+        note = f"given as {modality}, but it looks like {told.contrast}: {told.reason}"
+        notices.append(Notice("DCM_LABEL", note, volume.name))
     if one.study != other.study:
         notices.append(Notice("DCM_STUDY", f"{modality} is from another examination than {home.name}", volume.name))
     if one.frame_of_reference != other.frame_of_reference and not same_grid(volume, home):

@@ -162,6 +162,7 @@ class _Common:
         content = safe_files.sha256_bytes(stored.tobytes() + f"{slope} {intercept} {keep_patient}".encode())
         self.uid = _uid(series.first.series, str(modality), provenance.model_sha256, content)
         self.thickness = _thickness(series.layout)
+        self.window = max(1.0, float(np.percentile(stored, 99.5)) * slope)
         others = [other for other in provenance.used.values() if other is not None and other is not series]
         self.others = [(o, np.array([_centre(p, o.first.shape) for p in o.layout.planes])) for o in others]
 
@@ -212,7 +213,7 @@ class _Common:
         if not self.keep_patient:
             yield "SpecificCharacterSet", "ISO_IR 192"
             yield "PatientIdentityRemoved", "YES"
-            yield "DeidentificationMethod", "Nothing about the patient was copied from the source series"
+            yield "DeidentificationMethod", "No patient data copied; study, frame and source UIDs kept"
 
     def _names(self, number: int) -> Iterator[tuple[str, Any]]:
         first = self.series.first
@@ -286,8 +287,7 @@ class _Common:
         ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
         ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
         ds.RescaleSlope, ds.RescaleIntercept, ds.RescaleType = _decimal(self.slope), _decimal(self.intercept), "US"
-        width = max(1.0, float(np.percentile(self.stored, 99.5)) * self.slope)
-        ds.WindowCenter, ds.WindowWidth = _decimal(self.intercept + width / 2), _decimal(width)
+        ds.WindowCenter, ds.WindowWidth = _decimal(self.intercept + self.window / 2), _decimal(self.window)
         ds.PixelData = plane.tobytes()
         ds["PixelData"].VR = "OW"
 

@@ -100,29 +100,29 @@ def _nothing(labelled: Sequence[tuple[Series, Label]], path: Path) -> CodeBrainE
 def _by_label(
     labelled: Sequence[tuple[Series, Label]], wishes: Mapping[Modality, str], path: Path
 ) -> dict[Modality, Series]:
-    """The one series of each contrast that the user left to us."""
+    """The one series of each contrast that the user left to us, of the series that the user has not placed."""
     chosen = {}
+    left = [(series, found) for series, found in labelled if series.handle not in wishes.values()]
     for modality in Modality:
-        candidates = [series for series, found in labelled if found.contrast is modality]
+        candidates = [(s, found) for s, found in left if found.contrast is modality or modality in found.maybe]
         if modality in wishes or not candidates:
             continue
-        if len(candidates) > 1 or not candidates[0].alone:
-            raise _ambiguous(modality, candidates, labelled, path)
-        chosen[modality] = candidates[0]
+        series, found = candidates[0]
+        if len(candidates) > 1 or found.contrast is None or not series.alone:
+            raise _ambiguous(modality, candidates, path)
+        chosen[modality] = series
     return chosen
 
 
-def _ambiguous(
-    modality: Modality, candidates: Sequence[Series], labelled: Sequence[tuple[Series, Label]], path: Path
-) -> CodeBrainError:
-    mixed = not all(series.alone for series in candidates)
-    reasons = {id(series): found.reason for series, found in labelled}
-    listed = "; ".join(f"series {s.handle}: {len(s.planes)} slices, {reasons[id(s)]}" for s in candidates)
+def _ambiguous(modality: Modality, candidates: Sequence[tuple[Series, Label]], path: Path) -> CodeBrainError:
+    mixed = not all(series.alone for series, _ in candidates)
+    listed = "; ".join(f"series {s.handle}: {len(s.planes)} slices, {found.reason}" for s, found in candidates)
+    count = f"{len(candidates)} series are or may be" if len(candidates) > 1 else "one series may be"
     return refusal(
         "DCM_MIXED" if mixed else "DCM_AMBIGUOUS",
-        f"{modality} lies in a series of several stacks" if mixed else f"{len(candidates)} series are {modality}",
+        f"{modality} lies in a series of several stacks" if mixed else f"{count} {modality}",
         file=path, found=listed, expected="one series per contrast",
-        hint=f"Choose one, for example with --series {modality}={candidates[0].handle},"
+        hint=f"Choose one, for example with --series {modality}={candidates[0][0].handle},"
         f" or leave the contrast out with --series {modality}={LEAVE_OUT}.",
     )  # fmt: skip
 

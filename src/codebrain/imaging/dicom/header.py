@@ -65,10 +65,10 @@ def read_instance(store: Store, name: str, size: int) -> Instance | None:
             raise _deflated(stream, file)
         with quiet():
             ds = _parse(stream, file)
-            if ds.file_meta.get("MediaStorageSOPClassUID") == DIRECTORY:
+            reader = ValueReader(file)
+            if reader.text(ds.file_meta, "MediaStorageSOPClassUID") == DIRECTORY:
                 return None
-            pixels = _pixels(stream, syntax, ds, file)
-            return ValueReader(file).instance(ds, name, size, syntax, pixels)
+            return reader.instance(ds, name, size, syntax, _pixels(stream, syntax, ds, reader))
 
 
 def _has_mark(stream: Stream, name: str, file: Path) -> bool:
@@ -151,7 +151,7 @@ def _parse(stream: Stream, file: Path) -> Any:
         raise malformed(file, f"the header cannot be read ({type(error).__name__})") from error
 
 
-def _pixels(stream: Stream, syntax: str, ds: Any, file: Path) -> Pixels | None:
+def _pixels(stream: Stream, syntax: str, ds: Any, reader: ValueReader) -> Pixels | None:
     """Where the pixel data are; pydicom has stopped just before them."""
     order = ">" if syntax == BIG_ENDIAN else "<"
     tag = stream.read(4)
@@ -161,9 +161,8 @@ def _pixels(stream: Stream, syntax: str, ds: Any, file: Path) -> Pixels | None:
     if syntax != IMPLICIT:
         raw = stream.read(4)
     if len(raw) < 4:
-        raise refusal("IN_TRUNCATED", "the file ends where its pixels begin", file=file, hint=EXPORT_AGAIN)
+        raise refusal("IN_TRUNCATED", "the file ends where its pixels begin", file=reader.file, hint=EXPORT_AGAIN)
     length = int(struct.unpack(f"{order}I", raw)[0])
-    reader = ValueReader(file)
     bits, samples = reader.whole(ds, "BitsAllocated"), reader.whole(ds, "SamplesPerPixel")
     return Pixels(stream.tell(), None if length == _UNDEFINED else length, bits or 0, samples or 1)
 

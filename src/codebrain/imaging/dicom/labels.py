@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from codebrain.imaging.dicom.instance import Parameters
-from codebrain.imaging.dicom.series import Series, component
+from codebrain.imaging.dicom.series import MR_IMAGES, Series, code_string, component
 from codebrain.vocabulary import Modality
 
 SYNTHETIC_REASON = "computed by a model, not measured"
@@ -32,12 +32,12 @@ class Label:
     Attributes:
         contrast: None where it is passed over.
         reason: in words of MR physics; says nothing about a patient.
-        doubtful: passed over because the witnesses contradict each other or are silent.
+        maybe: the contrasts between which two witnesses that contradict each other leave it.
     """
 
     contrast: Modality | None
     reason: str
-    doubtful: bool = False
+    maybe: tuple[Modality, ...] = ()
 
 
 def _word(pattern: str) -> re.Pattern[str]:
@@ -98,13 +98,13 @@ _BEFORE = _word(r"pre|pre ?(?:contrast|gd|gad|km)|no[nt]? ?(?:contrast|c|gd|gad|
 def label(series: Series) -> Label:
     """Say what a series is."""
     if series.first.modality != "MR":
-        return Label(None, f"not MR ({_plain(series.first.modality)})")
+        return Label(None, f"not MR ({code_string(series.first.modality)})")
     if series.first.synthetic:
         return Label(None, SYNTHETIC_REASON)
     if len(series.planes) < LEAST_SLICES:
         return Label(None, f"a localiser or a fragment, {_count(len(series.planes))}")
-    if series.first.pixels is None or series.first.sop_class.endswith(".7"):
-        return Label(None, "a screen capture or no image")
+    if series.first.pixels is None or series.first.sop_class not in MR_IMAGES:
+        return Label(None, "no MR image object (a screen capture, a report or the like)")
     return label_parameters(series.parameters)
 
 
@@ -117,10 +117,10 @@ def label_parameters(told: Parameters) -> Label:
     measured, physics = _by_parameters(told)
     named = _by_words(words)
     if measured and named and measured is not named:
-        return Label(None, f"parameters say {measured} ({physics}), words say {named}", doubtful=True)
+        return Label(None, f"parameters say {measured} ({physics}), words say {named}", (measured, named))
     base = measured or named
     if base is None:
-        return Label(None, f"no contrast recognised ({physics})", doubtful=True)
+        return Label(None, f"no contrast recognised ({physics})")
     source = physics if measured else f"by its words; {physics}"
     return _with_agent(base, source, told, words)
 
@@ -134,7 +134,8 @@ def _with_agent(base: Modality, source: str, told: Parameters, words: str) -> La
     if before:
         if not told.agent:
             return Label(Modality.T1, f"{source}, words say before or without contrast agent")
-        return Label(None, f"{source}; a contrast agent is named, but words say before or without it", doubtful=True)
+        reason = f"{source}; a contrast agent is named, but words say before or without it"
+        return Label(None, reason, (Modality.T1, Modality.T1GD))
     why = "ContrastBolusAgent present" if told.agent else "words say after contrast agent"
     return Label(Modality.T1GD, f"{why}, {source}")
 
@@ -205,8 +206,3 @@ def _physics(told: Parameters) -> str:
 
 def _count(slices: int) -> str:
     return f"{slices} slice" + ("" if slices == 1 else "s")
-
-
-def _plain(text: str) -> str:
-    """A code string from a file; anything else is not repeated."""
-    return text if re.fullmatch(r"[A-Z]{2,10}", text) else "unknown"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from codebrain.errors import CodeBrainError, Notice, refusal
 from codebrain.imaging._geometry import Affine
 from codebrain.imaging.dicom.header import CLASSIC_MR, ENHANCED_MR, LEGACY_MR, frames_end, read_instance
-from codebrain.imaging.dicom.instance import Instance, Parameters, Plane
+from codebrain.imaging.dicom.instance import Instance, Parameters, Plane, Vector
 from codebrain.imaging.dicom.store import Store
 
 DECODED = {
@@ -26,7 +27,7 @@ DECODED = {
 """Transfer syntaxes that dcm2niix decodes: uncompressed, JPEG, JPEG-LS, JPEG 2000, run lengths."""
 
 _UNCOMPRESSED = {f"1.2.840.10008.1.2{tail}" for tail in ("", ".1", ".2")}
-_MR_IMAGES = (CLASSIC_MR, ENHANCED_MR, LEGACY_MR)
+MR_IMAGES = (CLASSIC_MR, ENHANCED_MR, LEGACY_MR)
 _SAME_PLACE_MM = 0.01
 _UNEVEN, _UNEVEN_MM = 0.01, 0.02
 """How far a step between slices may be from the middle one: a part of it, and the rounding of decimal strings."""
@@ -134,23 +135,33 @@ def _series_key(instance: Instance) -> tuple[int, str, str]:
 
 def _stacks(instances: Sequence[Instance]) -> list[tuple[Plane, ...]]:
     """The slices of a series, apart where orientation, grid, echo or kind of image differ."""
-    parts: dict[tuple[object, ...], list[Plane]] = {}
-    for instance in instances:
+    stacks: list[tuple[tuple[int, int], list[Plane]]] = []
+    for instance in sorted(instances, key=lambda i: (i.order or 0, i.uid, i.file)):
+        size = instance.shape[:2]
         for plane in instance.planes:
-            told = plane.parameters
-            key = (
-                _rounded(plane.orientation, 2),
-                _rounded(plane.spacing, 3),
-                instance.shape[:2],
-                _rounded(None if told.echo is None else (told.echo,), 1),
-                component(told),
-            )
-            parts.setdefault(key, []).append(plane)
-    return [tuple(parts[key]) for key in sorted(parts, key=str)]
+            home = next((planes for its, planes in stacks if its == size and _alike(plane, planes[0])), None)
+            if home is None:
+                home = []
+                stacks.append((size, home))
+            home.append(plane)
+    return sorted((tuple(planes) for _, planes in stacks), key=lambda planes: planes[0].parameters.echo or 0.0)
 
 
-def _rounded(values: Iterable[float] | None, digits: int) -> tuple[float, ...] | None:
-    return None if values is None else tuple(round(value, digits) + 0.0 for value in values)
+def _alike(plane: Plane, other: Plane) -> bool:
+    """Whether two slices of one size may be of one stack; scanners write the same angle a little differently."""
+    a, b = plane.parameters, other.parameters
+    return (
+        _near(plane.orientation, other.orientation, 0.01)
+        and _near(plane.spacing, other.spacing, 1e-3)
+        and _near(None if a.echo is None else (a.echo,), None if b.echo is None else (b.echo,), 0.1)
+        and component(a) == component(b)
+    )
+
+
+def _near(one: Vector | None, other: Vector | None, tolerance: float) -> bool:
+    if one is None or other is None:
+        return one is other
+    return all(abs(p - q) <= tolerance for p, q in zip(one, other, strict=True))
 
 
 def component(told: Parameters) -> str:
@@ -191,11 +202,11 @@ def _refusal(series: Series, code: str, message: str, **facts: object) -> CodeBr
 def _judge_kind(series: Series) -> None:
     first = series.first
     if first.modality != "MR":
-        raise _refusal(series, "DCM_MODALITY", "this is not an MR image", field="Modality", found=first.modality,
+        raise _refusal(series, "DCM_MODALITY", "not an MR image", field="Modality", found=code_string(first.modality),
                        expected="MR", hint="Give MR series only.")  # fmt: skip
-    if first.sop_class not in _MR_IMAGES:
+    if first.sop_class not in MR_IMAGES:
         raise _refusal(series, "DCM_UNSUPPORTED", "this kind of DICOM object is not read", field="SOPClassUID",
-                       found=first.sop_class, expected="MR Image or Enhanced MR Image",
+                       found=_uid(first.sop_class), expected="MR Image or Enhanced MR Image",
                        hint="Give the original MR series.")  # fmt: skip
     if first.pixels is None:
         raise _refusal(series, "IN_TRUNCATED", "there are no pixels", hint="Export the series again.")
@@ -270,7 +281,12 @@ def _judge_pixels(instance: Instance, series: Series) -> None:
 
 def _uid(text: str) -> str:
     """A UID from a file, if it is one; anything else is not repeated."""
-    return text if len(text) <= 64 and all(c in "0123456789." for c in text) else "no UID"
+    return text if re.fullmatch(r"[0-9.]{1,64}", text) else "no UID"
+
+
+def code_string(text: str) -> str:
+    """A code such as a modality from a file, if it can be one; anything else is not repeated."""
+    return text if re.fullmatch(r"[A-Z]{2,8}", text) else "unknown"
 
 
 def lay_out(series: Series) -> Layout:
@@ -343,7 +359,7 @@ def _without_repeats(series: Series, placed: list[tuple[float, Plane]]) -> tuple
             found=f"at {_millimetres(clashes)} along the slices' normal", expected="one image at each position",
             hint="It may be a time series or a series exported twice; give one volume of it.",
         )  # fmt: skip
-    note = f"{repeats} files repeat a slice with the same pixels; they were left out"
+    note = f"repeated slices with the same pixels were left out ({repeats})"
     return [plane for _, plane in kept], (Notice("DCM_DUPLICATE", note, series.name),) if repeats else ()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -18,6 +19,7 @@ from codebrain.imaging.dicom import convert
 from codebrain.imaging.dicom.convert import read_series
 from codebrain.imaging.dicom.find import only_series
 from codebrain.imaging.study import Study
+from codebrain.imaging.volume import read_volume
 
 pytest.importorskip("dcm2niix", reason="DICOM needs the extra 'dicom'")
 
@@ -194,6 +196,16 @@ def test_two_volumes_of_one_series_are_refused_and_warnings_are_passed_on(tmp_pa
             assert caught.value.code == "DCM_MIXED"
 
 
+@pytest.mark.parametrize("package", ["pydicom", "dcm2niix"])
+def test_a_package_that_is_not_installed_is_named_with_its_extra(package, tmp_path, monkeypatch):
+    folder = series.write(tmp_path, series.slices())
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(CodeBrainError) as caught:
+        read_series(only_series(folder))
+    assert (caught.value.code, caught.value.exit_code) == ("ENV_EXTRA", 4)
+    assert "codebrain-mri[dicom]" in str(caught.value)
+
+
 def test_nothing_is_left_in_the_temporary_folder(tmp_path, monkeypatch):
     import tempfile
 
@@ -224,9 +236,30 @@ def test_g12_frames_of_reference(change, codes, tmp_path):
     assert [notice.code for volume in study.volumes.values() for notice in volume.notices] == codes
 
 
+def test_a_series_given_for_another_contrast_is_a_warning(tmp_path):
+    study = Study.read({"T1": series.write(tmp_path, series.slices(contrast="T2"))})
+    (notice,) = next(iter(study.volumes.values())).notices
+    assert notice.code == "DCM_LABEL" and "given as T1, but it looks like T2" in notice.message
+
+
 def test_series_of_two_patients_are_no_study(tmp_path):
     one = series.write(tmp_path / "1", series.slices())
     two = series.write(tmp_path / "2", series.slices(contrast="FLAIR", number=2, PatientID="patient-8"))
     with pytest.raises(CodeBrainError) as caught:
         Study.read({"T1": one, "FLAIR": two})
     assert caught.value.code == "DCM_MIXED" and "patient-8" not in str(caught.value)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("scan", ["ixi-002/T1", "ixi-002/PD", "glioma-fg6692-native/FLAIR"])
+def test_real_grids_there_and_back(scan, real_data, tmp_path):
+    """Oblique grids of real scanners, through DICOM, to the voxel."""
+    volume = read_volume(real_data / "raw" / f"{scan}.nii.gz")
+    stored = np.round(volume.data / volume.data.max() * 4000)
+    back = read_series(only_series(series.write(tmp_path, series.slices(stored, volume.affine))))
+    one, other = (
+        nib.as_closest_canonical(nib.Nifti1Image(data, affine))
+        for data, affine in ((stored, volume.affine), (back.data, back.affine))
+    )
+    np.testing.assert_array_equal(one.get_fdata(), other.get_fdata())
+    np.testing.assert_allclose(one.affine, other.affine, atol=1e-4)

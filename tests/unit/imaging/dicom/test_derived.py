@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+
 import nibabel as nib
 import numpy as np
 import pydicom
@@ -62,6 +65,35 @@ def test_there_and_back(make, tmp_path):
     step = float(made[0].RescaleSlope)
     assert step < 0.05
     np.testing.assert_allclose(back.data, data, atol=0.51 * step + 1e-4)
+
+
+def test_another_reader_sees_the_same(tmp_path):
+    """GDCM, by SimpleITK: the same values at the same places."""
+    sitk = pytest.importorskip("SimpleITK", reason="needs the extra 'align'")
+    source = series.write(tmp_path / "in", series.slices(*oblique()))
+    volume, data, made = written(tmp_path / "out", source)
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path / "out")))
+    image = reader.Execute()
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    np.testing.assert_allclose(series.LPS @ affine, volume.series.layout.affine, atol=1e-3)
+    upright = [
+        nib.as_closest_canonical(nib.Nifti1Image(values, grid)).get_fdata()
+        for values, grid in ((sitk.GetArrayFromImage(image).T, series.LPS @ affine), (data, volume.affine))
+    ]
+    np.testing.assert_allclose(*upright, atol=0.51 * float(made[0].RescaleSlope) + 1e-4)
+
+
+def test_j5_what_dcm2niix_keeps_of_the_marks(tmp_path):
+    """The sidecar that it writes; its NIfTI header says nothing."""
+    import dcm2niix
+
+    written(tmp_path / "out", series.write(tmp_path / "in", series.slices()))
+    subprocess.run([dcm2niix.bin, "-f", "a", "-o", tmp_path, tmp_path / "out"], check=True, capture_output=True)
+    kept = json.loads((tmp_path / "a.json").read_text())
+    assert kept["SeriesDescription"].startswith("SYNTHETIC") and "SYNTHETIC" in kept["ImageType"]
 
 
 @pytest.mark.parametrize("make", [series.slices, lambda: series.slices(*oblique()), lambda: series.slices(*sagittal())])
@@ -155,16 +187,14 @@ def test_equal_results_are_equal_files_and_others_have_other_uids(tmp_path):
 def test_other_series_are_named_by_their_nearest_slice(tmp_path):
     flair = series.slices(*sagittal(), contrast="FLAIR", number=2)
     other = only_series(series.write(tmp_path / "flair", flair))
-    _, _, made = written(
-        tmp_path / "out", series.write(tmp_path / "in", series.slices()), others={Modality.FLAIR: other}
-    )
+    source = series.write(tmp_path / "in", series.slices())
+    volume, _, made = written(tmp_path / "out", source, others={Modality.FLAIR: other})
     uids = {ds.SOPInstanceUID for ds in flair}
     for ds in made:
         assert len(ds.SourceImageSequence) == 2
         assert ds.SourceImageSequence[1].ReferencedSOPInstanceUID in uids
-        assert {item.SeriesInstanceUID for item in ds.ReferencedSeriesSequence} == {
-            other.first.series, only_series(tmp_path / "in").first.series,
-        }  # fmt: skip
+        named = {item.SeriesInstanceUID for item in ds.ReferencedSeriesSequence}
+        assert named == {other.first.series, volume.series.first.series}
 
 
 def test_values_below_zero_and_a_flat_image(tmp_path):

@@ -71,6 +71,16 @@ def test_a_choice_against_the_label_is_the_user_s(two_t1):
     assert any(line.startswith("series 7: T2: as asked for (gradient echo") for line in found.lines())
 
 
+def test_witnesses_that_contradict_each_other_are_the_user_s_to_judge(tmp_path):
+    """Imputing a contrast that was acquired would be worse than asking."""
+    doubtful = series.slices(contrast="T2", number=4, ProtocolName="t1_se")
+    folder = examination(tmp_path, series.slices(contrast="FLAIR", number=2), doubtful)
+    error = refused(folder)
+    assert error.code == "DCM_AMBIGUOUS" and "parameters say T2" in str(error) and "words say T1" in str(error)
+    assert list(find_examination(folder, {T2: "4"}).chosen) == [T2, FLAIR]
+    assert list(find_examination(folder, {T1: "none", T2: "none"}).chosen) == [FLAIR]
+
+
 def test_a_choice_that_is_not_there(two_t1):
     error = refused(two_t1, {T1: "12"})
     assert (error.code, error.exit_code) == ("CONFIG", 2) and "3, 5, 7" in str(error)

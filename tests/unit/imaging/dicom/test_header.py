@@ -183,6 +183,14 @@ def test_g6_g12_g14_what_a_header_says(tags, code, tmp_path):
     assert refused(path).code == code
 
 
+@pytest.mark.parametrize("keyword", ["Modality", "SOPClassUID"])
+def test_a_name_where_a_code_belongs_is_not_repeated(keyword, tmp_path):
+    _, content = one(tmp_path)
+    vr, old = (b"CS", b"MR") if keyword == "Modality" else (b"UI", b"1.2.840.10008.5.1.4.1.1.4\0")
+    error = refused(spoiled(tmp_path, with_value(content, keyword, vr, old, b"Doe^Jo")))
+    assert error.code in ("DCM_MODALITY", "DCM_UNSUPPORTED") and "doe" not in str(error).lower()
+
+
 def test_the_cap_on_voxels_is_the_user_s(tmp_path):
     found = only_series(series.write(tmp_path, series.slices()))
     with pytest.raises(CodeBrainError) as caught:

@@ -64,13 +64,22 @@ def test_rounded_positions_are_even_enough(tmp_path):
     assert judged(made, tmp_path)[1] == ()
 
 
+def test_angles_that_jitter_are_one_orientation(tmp_path):
+    """Around any value to which one could round."""
+    data, affine = series.axial()
+    made = series.slices(data, series.oblique(affine, (5.7392, 0, 0)))  # its cosine is 0.99499
+    for k, ds in enumerate(made):
+        ds.ImageOrientationPatient = [float(v) + (k % 2) * 1e-5 for v in ds.ImageOrientationPatient]
+    assert len(judged(made, tmp_path)[0].layout.planes) == 30
+
+
 def test_g1_a_duplicate_with_the_same_pixels_is_left_out(tmp_path):
     made = series.slices()
     again = copy.deepcopy(made[7])
     again.SOPInstanceUID = "1.2.3.4"
     found, notices = judged([*made, again], tmp_path)
     assert len(found.layout.planes) == 30
-    assert [notice.code for notice in notices] == ["DCM_DUPLICATE"] and "1 files repeat" in notices[0].message
+    assert [notice.code for notice in notices] == ["DCM_DUPLICATE"] and "left out (1)" in notices[0].message
 
 
 def test_g1_a_duplicate_with_other_pixels_is_refused(tmp_path):
