@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -138,7 +139,23 @@ class ImputedContrast:
         text += " doubt" if what == "doubt" else ""
         text += f", codebrain {codebrain.__version__}, model {self.sidecar['Model']['Name']}; research use only"
         plain = text.encode("ascii", "replace").decode()
-        return {"description": plain[:79], "intent_name": f"{marks.SYNTHETIC} {what}"[:15]}
+        return {
+            "description": plain[:79],
+            "intent_name": f"{marks.SYNTHETIC} {what}"[:15],
+            "comment": json.dumps(self._comment(what)),
+        }
+
+    def _comment(self, what: str) -> dict[str, Any]:
+        """For the header extension: what stays with the voxels when the sidecar is lost; no names of files."""
+        return {
+            marks.SYNTHETIC: True,
+            "Image": what,
+            "Contrast": str(self.modality),
+            "ContrastsUsed": self.sidecar["ContrastsUsed"],
+            "GeneratedBy": f"codebrain {codebrain.__version__}",
+            "Model": dict(self.sidecar["Model"]),
+            "Notice": marks.RESEARCH_USE_ONLY,
+        }
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from typing import Annotated, Any
 import typer
 
 from codebrain.errors import as_refusal
+from codebrain.errors import one_line as one_line  # noqa: PLC0414 (commands import it from here)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 DeviceOption = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda[:N]", help="Where to compute.")]
@@ -164,19 +165,18 @@ def _threads(debug: bool) -> Iterator[None]:
         threading.excepthook = before
 
 
-def one_line(text: str) -> str:
-    """``text`` on one line; control and bidirectional characters, which file names may hold, are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def say(text: str) -> None:
     """One line on stderr."""
     print(one_line(text), file=sys.stderr, flush=True)
 
 
 def emit(text: str) -> None:
-    """A result on stdout."""
-    print(text, flush=True)
+    """A result on stdout; characters that its encoding lacks, as in the C locale, are escaped."""
+    try:
+        print(text, flush=True)
+    except UnicodeEncodeError:
+        encoding = sys.stdout.encoding or "ascii"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def emit_json(document: Any) -> None:

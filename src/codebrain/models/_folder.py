@@ -40,7 +40,9 @@ from codebrain.vocabulary import YOUNGER_FIELDS, ModalitySet, Preparation
 if TYPE_CHECKING:
     from codebrain.models._contract import ImputationModel
 
-_HEADER_LIMIT = 100 * 2**20
+_HEADER_LIMIT = 4 * 2**20
+"""A thousand tensors take about 100 kB; a header of a million takes half a minute to read, for nothing."""
+
 _ROOM = 2**26
 """Numbers that a model may hold beyond its weights file: the largest critic here has a fifth of that."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from codebrain.app._common import (
     run,
     say,
 )
-from codebrain.errors import refusal
+from codebrain.errors import one_line, refusal
 from codebrain.vocabulary import Modality
 
 if TYPE_CHECKING:
@@ -253,7 +254,8 @@ def impute_files(request: Request, *, as_json: bool, quiet: bool) -> None:
         hint = "Add --output-type nifti,dicom; nothing else that is written ever names a patient."
         raise refusal("CONFIG", "only a DICOM series can name its patient", field="--keep-patient", hint=hint)
     places = [file if isinstance(file, Path) else file.file for file in request.files.values()]
-    sources = [place for place in places if place.is_dir()] + ([] if request.folder is None else [request.folder])
+    sources = [place for place in places if os.path.isdir(place)]  # noqa: PTH112 (says no for impossible names)
+    sources += [] if request.folder is None else [request.folder]
     copies = 2 * (1 + len(native_contrasts(request.space))) + request.dicom
     place = output.RunFolder(
         request.out,
@@ -283,9 +285,12 @@ def _size(file: Path | Series) -> int:
     """Bytes of a scan; of a folder, whose files nobody has looked at yet, those of all."""
     if not isinstance(file, Path):
         return sum(instance.size for instance in file.instances)
-    if file.is_dir():
-        return sum(path.stat().st_size for path in file.rglob("*") if path.is_file())
-    return file.stat().st_size if file.is_file() else 0
+    try:
+        if file.is_dir():
+            return sum(path.stat().st_size for path in file.rglob("*") if path.is_file())
+        return file.stat().st_size if file.is_file() else 0
+    except OSError:  # a name that no file can have, of which the read says more
+        return 0
 
 
 def _require_dicom(request: Request) -> None:
@@ -346,14 +351,14 @@ def report_result(result: Imputation, out: Path, *, as_json: bool, quiet: bool =
     emit(f"SYNTHETIC {', '.join(result)} imputed from {given} with {model} in {seconds:.1f} s")
     for modality in result:
         for space in (None, *result.native):
-            emit(f"  {modality:<6} {out / output.image_name(result.name, modality, space)}")
+            emit(f"  {modality:<6} {one_line(str(out / output.image_name(result.name, modality, space)))}")
     for row in dicom_rows(out):
-        emit(f"  {row['contrast']:<6} {out / row['file']} ({row['kind']})")
+        emit(f"  {row['contrast']:<6} {one_line(str(out / row['file']))} ({row['kind']})")
     if record["enhancement"]:
         emit(f"  T1Gd: {record['enhancement']}")
     for line in score_lines(record["scores"]):
         emit(line)
-    emit(f"Report: {out / output.REPORT_FILE}")
+    emit(f"Report: {one_line(str(out / output.REPORT_FILE))}")
     emit(record["notice"])
 
 
