@@ -24,8 +24,9 @@ from codebrain.data.slices import LEAST_FOREGROUND
 from codebrain.errors import refusal
 from codebrain.imaging.align import AlignmentRecord, align_study
 from codebrain.imaging.frame import Frame
-from codebrain.imaging.intensity import fit_normalisation, foreground_mask
+from codebrain.imaging.intensity import fit_normalisation, foreground_mask, to_unit
 from codebrain.imaging.prepared import PreparedStudy, prepare_study
+from codebrain.imaging.space import REFERENCE, NativeSpace, native_contrasts
 from codebrain.imaging.study import Study
 from codebrain.machine import choose_device, set_threads
 from codebrain.metrics import mae, psnr, ssim
@@ -113,6 +114,7 @@ class Imputer:
         name: str = "study",
         align: Literal["auto", "none"] = "auto",
         reference: str | Modality | None = None,
+        space: str | Iterable[str] = REFERENCE,
         intensity: Literal["scanner", "unit"] = "scanner",
         evaluate: bool = False,
         advance: Advance | None = None,
@@ -121,15 +123,17 @@ class Imputer:
         """Complete a study.
 
         Args:
-            inputs: path or nibabel image by contrast (aliases accepted), or a :class:`Study`.
+            inputs: path (of a NIfTI file, or of a folder or zip with one DICOM series) or nibabel image by
+                contrast (aliases accepted), or a :class:`Study`.
             want: contrasts to impute; by default all that the model knows and the study lacks.
             name: the study's name; files are named after it.
             align: ``auto`` registers contrasts that are not on one grid, ``none`` refuses them.
             reference: the contrast whose grid the results are on.
+            space: ``reference``, or also ``native:FLAIR`` and others, for results on the grids of given contrasts.
             intensity: ``scanner`` scales to the training median of each contrast, ``unit`` gives [0, 1].
             evaluate: withhold wanted contrasts that were given, and score against them.
             advance: called as ``advance(done, total, note)``.
-            **reading: ``max_voxels``, ``volume_index``, ``accept_no_orientation`` of
+            **reading: ``max_voxels``, ``volume_index``, ``accept_no_orientation``, ``accept_synthetic`` of
                 :func:`codebrain.imaging.volume.read_volume`.
 
         Raises:
@@ -139,6 +143,7 @@ class Imputer:
         with watch("read"):
             study = read_study(inputs, name=name, **reading)
         plan = plan_study(study.volumes, self.modalities, want, evaluate=evaluate)
+        asked = asked_spaces(space, plan)
         if not plan.targets:
             return Imputation(study.name, {}, {}, {}, {}, {}, plan.notices)
         with watch("prepare"):
@@ -156,7 +161,9 @@ class Imputer:
                 for m in plan.withheld
                 for row in score_rows(m, stacks[m], truth.images[m], prepared.frame, head=prepared.foreground)
             ]
-        facts = RunFacts(study, plan, prepared, self.model, str(self.device), self.precision, truth.alignment)
+        with watch("native"):
+            spaces = native_spaces(asked, study, prepared, truth.alignment)
+        facts = RunFacts(study, plan, prepared, self.model, str(self.device), self.precision, truth.alignment, spaces)
         scales = {m: intensity_scale(m, self.model.preparation.intensity_scale, intensity) for m in unit}
         contrasts = {
             m: ImputedContrast(
@@ -165,12 +172,17 @@ class Imputer:
                 doubt_image,
                 prepared.reference,
                 facts.sidecar(m, scales[m]),
+                sources={given: study.volumes[given].series for given in plan.given},
             )
             for m, data in unit.items()
         }
+        with watch("native"):
+            native = {
+                space.modality: in_native_space(space, contrasts, stacks, doubt, facts, scales) for space in spaces
+            }
         record = facts.run_record(watch.seconds, scores)
         files = tuple(volume.file for volume in study.volumes.values() if volume.file is not None)
-        return Imputation(study.name, contrasts, given, unit, truth.images, record, facts.notices, files)
+        return Imputation(study.name, contrasts, given, unit, truth.images, record, facts.notices, files, native=native)
 
     def prepare(
         self, study: Study, plan: Plan, *, align: Literal["auto", "none"] = "auto",
@@ -248,6 +260,50 @@ def restore(prepared: PreparedStudy, stack: Stack) -> Image:
     return np.where(prepared.foreground, data, np.float32(0)).astype(np.float32, copy=False)
 
 
+def asked_spaces(space: str | Iterable[str], plan: Plan) -> tuple[Modality, ...]:
+    """The contrasts in whose native space results are wanted.
+
+    Raises:
+        UsageError: ``CONFIG`` for a contrast that is not part of the work; see :func:`native_contrasts`.
+    """
+    asked, here = native_contrasts(space), (*plan.given, *plan.withheld)
+    for contrast in asked:
+        if contrast not in here:
+            raise refusal(
+                "CONFIG", "results have no other spaces than those of the given contrasts that the model knows",
+                field="space", found=f"native:{contrast}", expected=", ".join(f"native:{m}" for m in here),
+            )  # fmt: skip
+    return asked
+
+
+def native_spaces(
+    asked: Iterable[Modality], study: Study, prepared: PreparedStudy, truth: AlignmentRecord | None
+) -> tuple[NativeSpace, ...]:
+    """The grids of the contrasts that were asked for; ``truth`` says where those of withheld ones are."""
+    moved = {**prepared.alignment.moved, **(truth.moved if truth is not None else {})}
+    return tuple(NativeSpace.of(m, study.volumes[m], prepared, moved) for m in asked)
+
+
+def in_native_space(
+    space: NativeSpace, on_reference: Mapping[Modality, ImputedContrast], stacks: Mapping[Modality, Stack],
+    doubt: Stack | None, facts: RunFacts, scales: Mapping[Modality, IntensityScale],
+) -> dict[Modality, ImputedContrast]:  # fmt: skip
+    """What was imputed on the grid of one of the given contrasts."""
+    unsure = next((contrast.doubt for contrast in on_reference.values()), None)
+    doubt_image = None if doubt is None or unsure is None else space.sample(doubt, unsure)
+    return {
+        m: ImputedContrast(
+            m,
+            space.sample(stacks[m] * np.float32(scales[m].value_at_one), contrast.data),
+            doubt_image,
+            space.grid,
+            facts.sidecar(m, scales[m], space),
+            space=space.modality,
+        )
+        for m, contrast in on_reference.items()
+    }
+
+
 def intensity_scale(
     modality: Modality, training_medians: Mapping[str, float], unit: Literal["scanner", "unit"]
 ) -> IntensityScale:
@@ -284,8 +340,8 @@ class Truth:
 
 def _unit(prepared: PreparedStudy, data: Image) -> Image:
     """A scan in [0, 1] as :func:`codebrain.imaging.prepared.prepare_study` makes it."""
-    mask = foreground_mask(data)
-    return fit_normalisation(prepared.preparation, data, mask).apply(data) * mask
+    mask, how = foreground_mask(data), prepared.preparation
+    return to_unit(how, fit_normalisation(how, data, mask), data, mask)
 
 
 def score_rows(
@@ -316,7 +372,7 @@ def _uncut(stack: Stack, frame: Frame) -> Stack:
 
 
 class Stopwatch:
-    """Seconds per named step."""
+    """Seconds per named step, of all its parts."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -326,4 +382,4 @@ class Stopwatch:
         """Time a step."""
         begun = time.perf_counter()
         yield
-        self.seconds[step] = round(time.perf_counter() - begun, 2)
+        self.seconds[step] = round(self.seconds.get(step, 0.0) + time.perf_counter() - begun, 2)

@@ -59,6 +59,16 @@ def _read(path: Path) -> str:
         return ""
 
 
+_SHARE = 0.8
+"""Of the memory limit that work at the same time may plan with; the rest is for everybody else."""
+
+
+def jobs_that_fit(wanted: int, bytes_each: int) -> int:
+    """How many of ``wanted`` processes of ``bytes_each`` fit into the memory allotted to us; at least one."""
+    limit = memory_limit()
+    return wanted if limit is None else max(1, min(wanted, int(_SHARE * limit // bytes_each)))
+
+
 def peak_memory() -> int:
     """Largest resident size of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -5,6 +5,9 @@ from __future__ import annotations
 SYNTHETIC = "SYNTHETIC"
 """Burned into every picture of an imputed image; first word of NIfTI ``descrip`` and ``intent_name``."""
 
+PHANTOM = f"{SYNTHETIC} phantom"
+"""First words of NIfTI ``descrip`` of a simulated scan: ground truth, and no image that a model made."""
+
 RESEARCH_USE_ONLY = "Research use only; not a medical device"
 
 ENHANCEMENT_UNKNOWN = (
@@ -17,3 +20,9 @@ DOUBT_MEANING = (
     "Doubt of the predicted code: entropy of the predicted levels, 0 (certain) to 1 (every level equally "
     "likely), not calibrated, and the same for all contrasts imputed in one study."
 )
+
+
+def says_imputed(description: str, intent_name: str) -> bool:
+    """Whether a NIfTI header's ``descrip`` and ``intent_name`` carry the mark of a computed image."""
+    marked = description.startswith(SYNTHETIC) or intent_name.startswith(SYNTHETIC)
+    return marked and not description.startswith(PHANTOM)

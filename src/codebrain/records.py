@@ -15,6 +15,7 @@ from codebrain import marks, output
 from codebrain.errors import Notice
 from codebrain.imaging.align import AlignmentRecord
 from codebrain.imaging.prepared import PreparedStudy
+from codebrain.imaging.space import REFERENCE, NativeSpace
 from codebrain.imaging.study import Study
 from codebrain.imaging.volume import Volume
 from codebrain.models._contract import ImputationModel
@@ -23,6 +24,7 @@ from codebrain.results import IntensityScale
 from codebrain.vocabulary import Modality
 
 _PACKAGES = ("torch", "numpy", "scipy", "nibabel")
+_DICOM_PACKAGES = ("pydicom", "dcm2niix")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class RunFacts:
         device: where it computed.
         precision: ``fp32`` or ``bf16``.
         truth_alignment: how withheld contrasts came onto the grid.
+        spaces: native spaces in which the results are given as well.
     """
 
     study: Study
@@ -46,13 +49,15 @@ class RunFacts:
     device: str
     precision: str
     truth_alignment: AlignmentRecord | None = None
+    spaces: tuple[NativeSpace, ...] = ()
 
     @property
     def notices(self) -> tuple[Notice, ...]:
         """Everything that was accepted with a warning, once each, in order."""
         own = [notice for volume in self.study.volumes.values() for notice in volume.notices]
         late = self.truth_alignment.notices if self.truth_alignment else ()
-        return tuple(dict.fromkeys((*own, *self.prepared.notices, *self.plan.notices, *late)))
+        same = [notice for space in self.spaces for notice in space.notices]
+        return tuple(dict.fromkeys((*own, *self.prepared.notices, *self.plan.notices, *late, *same)))
 
     def run_record(self, seconds: Mapping[str, float], scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """``run.json`` except for what is only known when the files are written."""
@@ -63,13 +68,14 @@ class RunFacts:
             "synthetic": True,
             "study": self.study.name,
             "codebrain": codebrain.__version__,
-            "versions": {"python": platform.python_version(), **{p: metadata.version(p) for p in _PACKAGES}},
+            "versions": {"python": platform.python_version(), **{p: metadata.version(p) for p in self._packages()}},
             "platform": platform.platform(),
             "device": self.device,
             "threads": torch.get_num_threads(),
             "precision": self.precision,
             "model": self._model(),
             "reference": str(self.prepared.reference_modality),
+            "spaces": [REFERENCE, *(space.as_dict()["Space"] for space in self.spaces)],
             "inputs": [self._input(m, volume) for m, volume in self.study.volumes.items()],
             "imputed": [str(m) for m in self.plan.targets],
             "enhancement": marks.ENHANCEMENT_UNKNOWN if Modality.T1GD in self.plan.targets else None,
@@ -79,8 +85,9 @@ class RunFacts:
             "warnings": [notice.as_dict() for notice in self.notices],
         }
 
-    def sidecar(self, modality: Modality, scale: IntensityScale) -> dict[str, Any]:
-        """The JSON beside an imputed contrast."""
+    def sidecar(self, modality: Modality, scale: IntensityScale, space: NativeSpace | None = None) -> dict[str, Any]:
+        """The JSON beside an imputed contrast, on the reference grid or in a native space."""
+        grid = self.prepared.reference if space is None else space.grid
         given = {m: self.study.volumes[m] for m in self.plan.given}
         facts: dict[str, Any] = {
             "Synthetic": True,
@@ -95,8 +102,9 @@ class RunFacts:
                 "Architecture": self.model.architecture,
                 "SHA256": self.model.sha256,
             },
-            "SpatialReference": self.prepared.reference.name,
-            "Spacing": [round(float(mm), 4) for mm in self.prepared.reference.spacing],
+            "SpatialReference": grid.name,
+            "Spacing": [round(float(mm), 4) for mm in grid.spacing],
+            **({"Space": REFERENCE} if space is None else space.as_dict()),
             "IntensityScale": {"Unit": scale.unit, "ValueAtOne": scale.value_at_one, "Source": scale.source},
             "GeneratedBy": [{"Name": "codebrain", "Version": codebrain.__version__}],
             "Warnings": [notice.as_dict() for notice in self.notices],
@@ -104,6 +112,11 @@ class RunFacts:
         if modality is Modality.T1GD:
             facts["EnhancementNotice"] = marks.ENHANCEMENT_UNKNOWN
         return facts
+
+    def _packages(self) -> tuple[str, ...]:
+        """The packages that had a part in the result."""
+        from_dicom = any(volume.series is not None for volume in self.study.volumes.values())
+        return _PACKAGES + (_DICOM_PACKAGES if from_dicom else ())
 
     def _model(self) -> dict[str, Any]:
         return {

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -21,6 +22,9 @@ from codebrain.machine import peak_memory
 from codebrain.report.page import write_report
 from codebrain.report.preview import draw_panels, draw_preview, panel_titles, png, study_panels
 from codebrain.vocabulary import Modality
+
+if TYPE_CHECKING:
+    from codebrain.imaging.dicom.series import Series
 
 Image = Float[np.ndarray, "i j k"]
 
@@ -42,7 +46,7 @@ class IntensityScale:
 
 @dataclass(frozen=True)
 class ImputedContrast:
-    """One imputed contrast on the reference grid.
+    """One imputed contrast on the reference grid, or in the space of another given contrast.
 
     Attributes:
         modality: which contrast.
@@ -50,6 +54,8 @@ class ImputedContrast:
         doubt: 0 .. 1 on the same grid (see :mod:`codebrain.uncertainty`), or None for models without grades.
         reference: the input whose grid it is on.
         sidecar: the facts that are written beside the file.
+        sources: the contrasts that it was imputed from, with their DICOM series where they have one.
+        space: the contrast in whose native space it is; ``None`` on the reference grid.
     """
 
     modality: Modality
@@ -57,6 +63,8 @@ class ImputedContrast:
     doubt: Image | None
     reference: Volume
     sidecar: Mapping[str, Any]
+    sources: Mapping[Modality, Series | None] = field(default_factory=dict, repr=False)
+    space: Modality | None = None
 
     @property
     def image(self) -> nib.Nifti1Image:
@@ -72,20 +80,52 @@ class ImputedContrast:
 
     def write(self, folder: Path, stem: str) -> list[dict[str, str]]:
         """Write image, doubt and sidecar into ``folder``; returns a row for the record of each."""
-        image, doubt = output.image_name(stem, self.modality), output.uncertainty_name(stem, self.modality)
+        image = output.image_name(stem, self.modality, self.space)
+        doubt = output.uncertainty_name(stem, self.modality, self.space)
         rows = self.write_images(folder, image, doubt)
-        sidecar = output.sidecar_name(stem, self.modality)
+        sidecar = output.sidecar_name(stem, self.modality, self.space)
         safe_files.write_json(folder / sidecar, self._full_sidecar(image, doubt))
-        return [*rows, output_row(folder, sidecar, str(self.modality), "sidecar")]
+        return [*rows, self._row(folder, sidecar, "sidecar")]
 
     def write_images(self, folder: Path, image: str, doubt: str) -> list[dict[str, str]]:
         """Write the image and, where there is one, the doubt, under these names; returns a row for each."""
-        write_volume(folder / image, self.data, like=self.reference, **self._marks(str(self.modality)))
-        rows = [output_row(folder, image, str(self.modality), "imputed image (SYNTHETIC)")]
+        self.write_image(folder / image)
+        rows = [self._row(folder, image, "imputed image (SYNTHETIC)")]
         if self.doubt is not None:
             write_volume(folder / doubt, self.doubt, like=self.reference, **self._marks("doubt"))
-            rows.append(output_row(folder, doubt, str(self.modality), "doubt of the predicted code"))
+            rows.append(self._row(folder, doubt, "doubt of the predicted code"))
         return rows
+
+    def write_image(self, target: Path) -> None:
+        """Write the image alone, marked SYNTHETIC in its header."""
+        write_volume(target, self.data, like=self.reference, **self._marks(str(self.modality)))
+
+    def _row(self, folder: Path, file: str, kind: str) -> dict[str, str]:
+        where = "" if self.space is None else f", on the grid of {self.space}"
+        return {**output_row(folder, file, str(self.modality), kind + where), "space": str(self.sidecar["Space"])}
+
+    def write_dicom(self, folder: Path, stem: str, *, keep_patient: bool = False) -> dict[str, Any]:
+        """Write the image as a DICOM series into a folder of its own in ``folder``; returns its row for the record.
+
+        Raises:
+            InputRefused: ``DCM_SOURCE`` when the reference was not read from DICOM.
+        """
+        from codebrain.imaging.dicom.derived import Provenance, write_derived
+
+        target, model = folder / output.dicom_name(stem, self.modality), self.sidecar["Model"]
+        target.mkdir()
+        provenance = Provenance(model["Name"], model["SHA256"], self.sources)
+        paths = write_derived(
+            target, self.data, self.modality, like=self.reference, provenance=provenance, keep_patient=keep_patient
+        )
+        digests = {path.name: safe_files.sha256_file(path) for path in paths}
+        return {
+            "contrast": str(self.modality),
+            "file": target.name,
+            "kind": f"DICOM series of {len(paths)} images (SYNTHETIC)",
+            "sha256": safe_files.sha256_bytes("".join(digests.values()).encode()),
+            "files": digests,
+        }
 
     def _full_sidecar(self, image: str, doubt: str) -> dict[str, Any]:
         if self.doubt is None:
@@ -99,7 +139,23 @@ class ImputedContrast:
         text += " doubt" if what == "doubt" else ""
         text += f", codebrain {codebrain.__version__}, model {self.sidecar['Model']['Name']}; research use only"
         plain = text.encode("ascii", "replace").decode()
-        return {"description": plain[:79], "intent_name": f"{marks.SYNTHETIC} {what}"[:15]}
+        return {
+            "description": plain[:79],
+            "intent_name": f"{marks.SYNTHETIC} {what}"[:15],
+            "comment": json.dumps(self._comment(what)),
+        }
+
+    def _comment(self, what: str) -> dict[str, Any]:
+        """For the header extension: what stays with the voxels when the sidecar is lost; no names of files."""
+        return {
+            marks.SYNTHETIC: True,
+            "Image": what,
+            "Contrast": str(self.modality),
+            "ContrastsUsed": self.sidecar["ContrastsUsed"],
+            "GeneratedBy": f"codebrain {codebrain.__version__}",
+            "Model": dict(self.sidecar["Model"]),
+            "Notice": marks.RESEARCH_USE_ONLY,
+        }
 
 
 @dataclass(frozen=True)
@@ -115,6 +171,7 @@ class Imputation:
         record: the run: versions, device, inputs, model, seconds, warnings, scores.
         notices: what was accepted with a warning.
         files: what was read; results never go into their folders.
+        native: by given contrast whose space was asked for, what was imputed, on its grid.
         focus: voxel through which the pictures are cut; by default the middle of the head.
     """
 
@@ -127,6 +184,7 @@ class Imputation:
     notices: tuple[Notice, ...] = ()
     files: tuple[Path, ...] = ()
     focus: tuple[int, int, int] | None = field(default=None, repr=False)
+    native: Mapping[Modality, Mapping[Modality, ImputedContrast]] = field(default_factory=dict)
 
     @property
     def doubt(self) -> Image | None:
@@ -139,16 +197,25 @@ class Imputation:
     def __iter__(self) -> Iterator[Modality]:
         return iter(self.contrasts)
 
+    def in_space(self, contrast: str | Modality) -> Mapping[Modality, ImputedContrast]:
+        """What was imputed, on the grid of a given contrast whose space was asked for."""
+        return self.native[Modality.parse(contrast)]
+
     def __len__(self) -> int:
         return len(self.contrasts)
 
-    def save(self, out: Path | str, *, overwrite: bool = False, command: Sequence[str] | None = None) -> list[Path]:
+    def save(
+        self, out: Path | str, *, overwrite: bool = False, command: Sequence[str] | None = None,
+        dicom: bool = False, keep_patient: bool = False,
+    ) -> list[Path]:  # fmt: skip
         """Write images, doubt maps, sidecars, pictures, report and, last, ``run.json``; all or nothing.
 
         Args:
             out: the folder; made when it does not exist.
             overwrite: replace the results of an earlier run.
             command: the command line, for the record; folders are cut from its paths.
+            dicom: also write each contrast as a DICOM series; the reference must have been read from DICOM.
+            keep_patient: copy into it whose examination it is; else nothing about the patient is written.
 
         Returns:
             The files written; none when nothing was imputed.
@@ -156,24 +223,35 @@ class Imputation:
         Raises:
             EnvironmentRefused: ``OUT_EXISTS``, ``OUT_CLOBBER``, ``OUT_PERMISSION``, ``OUT_SPACE``,
                 ``LOCKED``.
+            InputRefused: ``DCM_SOURCE``.
         """
         if not self.contrasts:
             return []
         with output.RunFolder(out, overwrite=overwrite, inputs=self.files) as folder:
-            return self.write(folder, command=command)
+            return self.write(folder, command=command, dicom=dicom, keep_patient=keep_patient)
 
-    def write(self, folder: output.RunFolder, *, command: Sequence[str] | None = None) -> list[Path]:
+    def write(
+        self, folder: output.RunFolder, *, command: Sequence[str] | None = None, dicom: bool = False,
+        keep_patient: bool = False,
+    ) -> list[Path]:  # fmt: skip
         """As :meth:`save`, into a folder that was opened before the work."""
         output.check_stem(self.name)
         with folder.staged() as stage:
-            self.fill(stage, command=command)
+            self.fill(stage, command=command, dicom=dicom, keep_patient=keep_patient)
             names = sorted(path.relative_to(stage) for path in stage.rglob("*") if path.is_file())
         return [folder.path / name for name in names]
 
-    def fill(self, stage: Path, *, command: Sequence[str] | None = None) -> dict[str, Any]:
+    def fill(
+        self, stage: Path, *, command: Sequence[str] | None = None, dicom: bool = False, keep_patient: bool = False
+    ) -> dict[str, Any]:
         """Write images, doubt maps, sidecars, pictures, record and report into an empty folder; returns the record."""
         stem, begun = output.check_stem(self.name), time.perf_counter()
-        written = [row for c in self.contrasts.values() for row in c.write(stage, stem)]
+        images = [self.contrasts, *self.native.values()]
+        written: list[dict[str, Any]] = [
+            row for space in images for c in space.values() for row in c.write(stage, stem)
+        ]
+        if dicom:
+            written += [c.write_dicom(stage, stem, keep_patient=keep_patient) for c in self.contrasts.values()]
         pictures = self.pictures()
         (stage / output.FIGURES).mkdir()
         for name, content in pictures.figures.items():
@@ -187,7 +265,7 @@ class Imputation:
 
     def full_record(
         self,
-        written: Sequence[Mapping[str, str]],
+        written: Sequence[Mapping[str, Any]],
         figures: Sequence[Mapping[str, str]],
         *,
         begun: float,

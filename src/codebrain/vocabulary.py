@@ -6,7 +6,7 @@ import difflib
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, get_args
@@ -119,12 +119,50 @@ def pattern_name(modalities: ModalitySet, pattern: Pattern) -> str:
 
 
 _Normalisation = Literal["min_max", "percentile"]
+_Background = Literal["zero", "kept"]
 _SPACINGS = (0.1, 20.0)
-_LARGEST_MULTIPLE = 1024
+_LARGEST_MULTIPLE, _LARGEST_FRAME = 1024, 4096
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+YOUNGER_FIELDS: dict[str, Any] = {"frame": None, "background": "zero"}
+"""Fields of a :class:`Preparation` by which slices differ and that came later; what holds where a record lacks them."""
+
+
+@dataclass(frozen=True)
+class TrainingDomain:
+    """What the scans were like that a model was trained on.
+
+    Attributes:
+        heads: kinds of head among them, of ``stripped``, ``whole`` and ``defaced``.
+        edges_mm: the smallest and the largest voxel edge.
+        anisotropy: the largest ratio of a scan's longest to its shortest voxel edge.
+    """
+
+    heads: tuple[str, ...]
+    edges_mm: tuple[float, float]
+    anisotropy: float
+
+    def __or__(self, other: TrainingDomain) -> TrainingDomain:
+        """The domain of both sets of scans together."""
+        return TrainingDomain(
+            heads=tuple(sorted({*self.heads, *other.heads})),
+            edges_mm=(min(self.edges_mm[0], other.edges_mm[0]), max(self.edges_mm[1], other.edges_mm[1])),
+            anisotropy=max(self.anisotropy, other.anisotropy),
+        )
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> TrainingDomain:
+        """From its JSON form.
+
+        Raises:
+            KeyError, TypeError, ValueError: when ``raw`` is not one.
+        """
+        finest, coarsest = raw["edges_mm"]
+        return cls(tuple(map(str, raw["heads"])), (float(finest), float(coarsest)), float(raw["anisotropy"]))
 
 
 @dataclass(frozen=True)
@@ -137,8 +175,13 @@ class Preparation:
         percentiles: lower and upper percentile of the foreground that map to 0 and 1.
         pixel_spacing_mm: in-plane spacing the network sees; ``None`` leaves the grid's own.
         multiple: slices are padded to a multiple of this (the network halves three times: 8).
+        frame: pixels ``(h, w)`` of every slice: the middle of the grid, cut or padded; ``None`` cuts slices to the
+            head. Published data sets have one (IXI 256 x 256, BraTS 240 x 240).
+        background: what lies around the head is ``zero``, or ``kept`` as it was scanned. Kept, ``min_max`` is over
+            the whole volume, as published.
         intensity_scale: per contrast, the training median of the scanner value that maps to 1;
             gives imputed contrasts a scale in scanner units. Empty before training data was seen.
+        domain: what the training scans were like; ``None`` where that was not recorded: then no scan is judged.
     """
 
     modalities: ModalitySet
@@ -146,7 +189,10 @@ class Preparation:
     percentiles: tuple[float, float] = (0.1, 99.9)
     pixel_spacing_mm: float | None = 1.0
     multiple: int = 8
+    frame: tuple[int, int] | None = None
+    background: _Background = "zero"
     intensity_scale: dict[str, float] = field(default_factory=dict)
+    domain: TrainingDomain | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no image can be prepared with; records come from files that others may have made.
@@ -165,13 +211,24 @@ class Preparation:
             raise ValueError(f"the pixel spacing is {_SPACINGS[0]} to {_SPACINGS[1]} mm, or absent")
         if type(self.multiple) is not int or not 1 <= self.multiple <= _LARGEST_MULTIPLE:
             raise ValueError(f"slices are padded to a multiple of 1 to {_LARGEST_MULTIPLE}")
+        if self.frame is not None and not all(0 < size <= _LARGEST_FRAME for size in self.frame):
+            raise ValueError(f"a frame has 1 to {_LARGEST_FRAME} pixels a side")
+        if self.background not in get_args(_Background):
+            raise ValueError(f"no background is called {self.background!r}")
         if not isinstance(self.intensity_scale, dict) or not all(map(_is_number, self.intensity_scale.values())):
             raise ValueError("the intensity scale is a number per contrast")
 
     def to_json(self) -> str:
-        """Canonical JSON: sorted keys, so that equal preparations give equal bytes."""
+        """Canonical JSON: sorted keys, so that equal preparations give equal bytes.
+
+        ``frame``, ``background`` and ``domain`` are younger than the first models and stores, whose records and
+        fingerprints lack them; they are written only where they say something else than was then the rule.
+        """
         raw: dict[str, Any] = asdict(self)
         raw["modalities"] = list(self.modalities)
+        for name, was in {**YOUNGER_FIELDS, "domain": None}.items():
+            if raw[name] == was:
+                del raw[name]
         return json.dumps(raw, indent=2, sort_keys=True)
 
     @classmethod
@@ -185,6 +242,11 @@ class Preparation:
             raw = parse_json_object(text)
             raw["modalities"] = ModalitySet.parse(raw["modalities"])
             raw["percentiles"] = tuple(raw["percentiles"])
+            if raw.get("frame") is not None:
+                h, w = raw["frame"]
+                raw["frame"] = (int(h), int(w))
+            if raw.get("domain") is not None:
+                raw["domain"] = TrainingDomain.from_dict(raw["domain"])
             return cls(**raw)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise refusal("CKPT_CORRUPT", f"this is not a preparation record: {error}") from error

@@ -72,12 +72,12 @@ def test_some_refused_is_six_all_refused_is_three(
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
-        (("ixi", "SRC"), 2, "this version has no source 'ixi'"),
+        (("mri", "SRC"), 2, "this version has no source 'mri'"),
         (("folder", "SRC", "--contrasts", "T1,T9"), 2, "MOD_UNKNOWN"),
         (("folder", "SRC", "--contrasts", "T1"), 2, "at least two contrasts"),
         (("folder", "SRC", "--contrasts", "T1,t1w"), 2, "MOD_DUPLICATE"),
         (("folder", "SRC", "--normalisation", "z"), 2, "percentile or min_max"),
-        (("folder", "SRC", "--align", "rigid"), 2, "auto or none"),
+        (("folder", "SRC", "--align", "rigid"), 2, "auto or synra or none"),
         (("folder", "SRC", "--jobs", "0"), 2, "jobs"),
         (("folder", "SRC", "--test", "nobody"), 3, "nobody"),
         (("folder", "SRC/ms-00"), 3, "Give the folder above it"),

@@ -19,7 +19,7 @@ def test_a_patient_is_never_in_two_splits(people: dict[str, str], seed: int, dat
     test = data.draw(st.none() | st.lists(st.sampled_from(patients), max_size=len(patients) - 1, unique=True))
     splits = split_patients(people, seed=seed, test=test)
     for subject, patient in people.items():
-        assert splits.of_subject[subject] == splits.of_patient[patient]
+        assert (splits.of_subject[subject],) == splits.of_patient[patient]
     parts = [set(splits.patients(split)) for split in SPLITS]
     assert sum(map(len, parts)) == len(set().union(*parts)) == len(patients)
     assert parts[0]

@@ -74,3 +74,9 @@ def test_devices_that_do_not_exist(name, code):
 def test_the_cpu_is_always_there():
     assert machine.choose_device("cpu") == torch.device("cpu")
     assert machine.choose_device("auto").type in ("cpu", "cuda")
+
+
+def test_as_many_jobs_as_fit_into_memory(cgroup):
+    (cgroup / "memory.max").write_text(str(10 * 2**30))
+    assert [machine.jobs_that_fit(wanted, 2**31) for wanted in (1, 4, 9)] == [1, 4, 4]
+    assert machine.jobs_that_fit(4, 2**40) == 1

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 
 from codebrain.errors import CodeBrainError
-from codebrain.vocabulary import Modality, ModalitySet, Preparation, pattern_name, strict_subsets
+from codebrain.vocabulary import Modality, ModalitySet, Preparation, TrainingDomain, pattern_name, strict_subsets
 
 
 @pytest.mark.parametrize(
@@ -64,7 +67,29 @@ def test_a_preparation_comes_back_from_json():
         ModalitySet.parse("T1,PD"), "min_max", (1.0, 99.0), None, 16, intensity_scale={"T1": 812.5}
     )
     assert Preparation.from_json(preparation.to_json()) == preparation
-    for text in ("", "{}", "[]", '{"modalities": "T1", "what": 1}'):
+    assert "domain" not in preparation.to_json()  # equal bytes, and fingerprints, to before there was one
+    declared = replace(preparation, domain=TrainingDomain(("stripped",), (0.9, 5.5), 6.1))
+    assert Preparation.from_json(declared.to_json()) == declared
+    for text in (
+        "",
+        "{}",
+        "[]",
+        '{"modalities": "T1", "percentiles": [1, 99], "domain": {"heads": []}}',
+        '{"modalities": "T1", "what": 1}',
+    ):
         with pytest.raises(CodeBrainError) as caught:
             Preparation.from_json(text)
         assert caught.value.code == "CKPT_CORRUPT"
+
+
+def test_younger_fields_are_written_only_where_they_say_something():
+    plain = Preparation(ModalitySet.parse("T1,T2"))
+    assert not {"frame", "background"} & set(json.loads(plain.to_json()))
+    published = replace(plain, frame=(256, 240), background="kept")
+    assert Preparation.from_json(published.to_json()) == published
+    assert Preparation.from_json(plain.to_json()) == plain
+
+
+def test_domains_of_two_trainings_together():
+    one, other = TrainingDomain(("stripped",), (1.0, 1.0), 1.0), TrainingDomain(("whole",), (0.7, 4.0), 5.7)
+    assert one | other == other | one == TrainingDomain(("stripped", "whole"), (0.7, 4.0), 5.7)

@@ -26,7 +26,7 @@ from codebrain.data.splits import Split
 from codebrain.errors import refusal
 from codebrain.metrics import average, mae, psnr, ssim_map
 from codebrain.models._contract import ImputationModel, Reconstructs
-from codebrain.vocabulary import ModalitySet, Pattern, Preparation, pattern_name, strict_subsets
+from codebrain.vocabulary import YOUNGER_FIELDS, ModalitySet, Pattern, Preparation, pattern_name, strict_subsets
 
 Patterns = Literal["all", "leave-one-out"] | Sequence[ModalitySet]
 Progress = Callable[[int, int, str], None]
@@ -78,7 +78,7 @@ class Wiring:
 def _check_preparation(model: ImputationModel, preparation: Preparation) -> None:
     """A model that was loaded must see images prepared as it was trained with (bad-input F5)."""
     ours, theirs = model.preparation, preparation
-    fields = ["normalisation", "pixel_spacing_mm"]
+    fields = ["normalisation", "pixel_spacing_mm", *YOUNGER_FIELDS]
     fields += ["percentiles"] if ours.normalisation == "percentile" else []
     different = [name for name in fields if getattr(ours, name) != getattr(theirs, name)]
     if model.sha256 and different:

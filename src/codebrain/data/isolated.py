@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -32,6 +33,7 @@ def isolated(
     died: Callable[[Task, int | None], Result],
     told: Callable[[Task, Any], None] = lambda task, message: None,
     placed: Callable[[Task, int], Task] = lambda task, slot: task,
+    threads: int | None = None,
 ) -> Iterator[Result]:
     """Results as they come, each from a fresh process.
 
@@ -46,6 +48,7 @@ def isolated(
         told: hears in this process what a task tells.
         placed: the task as it is begun in one of ``jobs`` slots, 0 or higher; for what two tasks at work at the
             same time must not share, a GPU for example.
+        threads: of every library in each process; set before any of them is loaded, because later is too late.
     """
     if jobs == 0:
         for task in tasks:
@@ -59,7 +62,7 @@ def isolated(
             while waiting and len(running) < jobs:
                 task = waiting.popleft()
                 slot = free.pop(0)
-                pipe, process = _start(function, placed(task, slot))
+                pipe, process = _start(function, placed(task, slot), threads)
                 running[pipe], slots[pipe] = (process, task), slot
             for ready in cast("list[Connection]", wait(list(running))):
                 process, task = running[ready]
@@ -77,7 +80,7 @@ def isolated(
             process.join()
 
 
-def _start(function: Callable[[Task, Tell], Result], task: Task) -> tuple[Connection, BaseProcess]:
+def _start(function: Callable[[Task, Tell], Result], task: Task, threads: int | None) -> tuple[Connection, BaseProcess]:
     # Spawned, not forked: libraries with threads (SimpleITK, torch) do not survive a fork.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
@@ -85,11 +88,36 @@ def _start(function: Callable[[Task, Tell], Result], task: Task) -> tuple[Connec
     # Born deaf to an interrupt from the terminal, which is the parent's to handle; one that comes now waits.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        process.start()
+        with limited_threads(threads):  # a child is born with our environment
+            process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     theirs.close()  # so that our end closes when the worker ends
     return ours, process
+
+
+_THREAD_VARIABLES = (
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+)
+
+
+@contextmanager
+def limited_threads(threads: int | None) -> Iterator[None]:
+    """The environment in which ITK, OpenMP and the linear algebra start with so many threads; put back afterwards."""
+    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    try:
+        if threads is not None:
+            os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _work(function: Callable[[Task, Tell], Result], task: Task, pipe: Connection, parent: int) -> None:

@@ -6,6 +6,8 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 from codebrain.data.splits import SPLITS
 from codebrain.errors import CodeBrainError, Notice, refusal
 from codebrain.parsing import require_types
-from codebrain.vocabulary import Modality, Preparation
+from codebrain.vocabulary import Modality, Preparation, TrainingDomain
 
 SCHEMA_VERSION = 1
 
@@ -38,6 +40,7 @@ class SubjectRecord:
         reference: contrast whose grid the study has.
         inputs: by contrast, relative file and SHA-256.
         notices: what was accepted with a warning.
+        domain: what the scans were like; ``None`` in stores that are older than this field.
         task: SHA-256 over inputs and preparation; equal tasks give equal slices.
         slices_sha256, slices_bytes, brain_sha256, brain_bytes: of the two files.
     """
@@ -61,6 +64,7 @@ class SubjectRecord:
     brain_sha256: str
     brain_bytes: int
     notices: tuple[Notice, ...] = ()
+    domain: TrainingDomain | None = None
 
     @property
     def foreground_fraction(self) -> float:
@@ -70,7 +74,10 @@ class SubjectRecord:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""
-        return asdict(self) | {"foreground_fraction": round(self.foreground_fraction, 6)}
+        raw = asdict(self) | {"foreground_fraction": round(self.foreground_fraction, 6)}
+        if self.domain is None:  # the fingerprints of older stores stay what they were
+            del raw["domain"]
+        return raw
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> SubjectRecord:
@@ -81,7 +88,9 @@ class SubjectRecord:
         """
         try:
             require_types(cls, raw)
-            known = {f.name: raw[f.name] for f in fields(cls)}
+            known = {f.name: raw[f.name] for f in fields(cls) if f.name != "domain"}
+            if raw.get("domain") is not None:
+                known["domain"] = TrainingDomain.from_dict(raw["domain"])
             for name in ("available", "shape", "foreground_pixels", "full_slice", "offset"):
                 known[name] = tuple(known[name])
             known["notices"] = tuple(Notice(**notice) for notice in known["notices"])
@@ -100,7 +109,7 @@ class SubjectRow:
     """What happened to one subject.
 
     Attributes:
-        status: ``prepared``, ``skipped`` or ``refused``.
+        status: ``prepared``, ``skipped``, ``refused`` or ``missing``.
         code, message: why it was not prepared.
         split: the split it is in, when prepared.
     """
@@ -124,6 +133,7 @@ class Manifest:
         records: the prepared subjects, in order; the position is the subject number of picks.
         created_by: program and version.
         align: how contrasts on different grids were treated.
+        protocol: what else the studies have in common: kind of source, reference, threads.
     """
 
     preparation: Preparation
@@ -132,6 +142,7 @@ class Manifest:
     records: tuple[SubjectRecord, ...]
     created_by: str = ""
     align: str = "auto"
+    protocol: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = field(default=SCHEMA_VERSION)
 
     @property
@@ -142,6 +153,7 @@ class Manifest:
             "splits": dict(self.splits),
             "split_of": {row.subject: row.split for row in self.rows if row.status == "prepared"},
             "records": [record.as_dict() for record in self.records],
+            **({"protocol": dict(self.protocol)} if self.protocol else {}),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -155,6 +167,7 @@ class Manifest:
             "schema_version": self.schema_version,
             "created_by": self.created_by,
             "align": self.align,
+            "protocol": dict(self.protocol),
             "preparation": json.loads(self.preparation.to_json()),
             "splits": dict(self.splits),
             "subjects": [asdict(row) for row in self.rows],
@@ -182,6 +195,7 @@ class Manifest:
                 records=tuple(SubjectRecord.from_dict(record) for record in raw["records"]),
                 created_by=raw["created_by"],
                 align=raw["align"],
+                protocol=raw.get("protocol", {}),  # younger than the first stores
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise corrupt(f"the manifest is damaged: {error}") from error
@@ -228,3 +242,9 @@ def scale_of(records: Sequence[SubjectRecord], modalities: Sequence[Modality]) -
     """Per contrast, the median over subjects of the scanner value of 1 minus that of 0."""
     found = {m: [r.intensity_range[m] for r in records if m in r.intensity_range] for m in modalities}
     return {str(m): float(np.median(values)) for m, values in found.items() if values}
+
+
+def domain_of(records: Sequence[SubjectRecord]) -> TrainingDomain | None:
+    """What the scans of all these subjects were like; ``None`` where it is not known of every one."""
+    domains = [record.domain for record in records if record.domain is not None]
+    return reduce(or_, domains) if domains and len(domains) == len(records) else None

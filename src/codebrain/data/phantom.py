@@ -43,13 +43,13 @@ from codebrain.data.phantom_physics import (
 )
 from codebrain.errors import refusal
 from codebrain.imaging import safe_files
-from codebrain.marks import RESEARCH_USE_ONLY, SYNTHETIC
+from codebrain.marks import PHANTOM, RESEARCH_USE_ONLY, SYNTHETIC
 from codebrain.vocabulary import Modality
 
 LesionChoice = Literal["none", "ms", "tumour", "mixed"]
 Progress = Callable[[int, int, str], None]
 
-MARK = f"{SYNTHETIC} phantom"
+MARK = PHANTOM
 TISSUE_LABELS = {1: "cerebrospinal fluid", 2: "grey matter", 3: "white matter", 4: "vessel", 5: "rest of the head"}
 """Values of the tissue image; 0 is air or background, lesions count as white matter."""
 SPACING_LIMITS_MM = (0.5, 6.0)

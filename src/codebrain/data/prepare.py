@@ -5,27 +5,35 @@ The steps of a study are those of :func:`codebrain.imaging.prepared.prepare_stud
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.lib.format import write_array
 from numpy.typing import NDArray
 
 import codebrain
-from codebrain.data.isolated import Tell, isolated
-from codebrain.data.manifest import SCHEMA_VERSION, Manifest, SubjectRecord, SubjectRow, files_of, scale_of
+from codebrain.data.datasets import Protocol
+from codebrain.data.isolated import Tell, isolated, limited_threads
+from codebrain.data.manifest import SCHEMA_VERSION, Manifest, SubjectRecord, SubjectRow, domain_of, files_of, scale_of
+from codebrain.data.overlay import draw_overlays
 from codebrain.data.slices import FULL_SCALE
 from codebrain.data.sources import Found, SubjectFiles, find_subjects
-from codebrain.data.splits import Splits, split_patients
+from codebrain.data.splits import Division, Drawn, Splits
+from codebrain.data.table import quality_rows, quality_table, subjects_table
 from codebrain.errors import CodeBrainError, refusal
+from codebrain.imaging.align import AlignMode
+from codebrain.imaging.domain import training_domain
 from codebrain.imaging.prepared import PreparedStudy, prepare_study
 from codebrain.imaging.safe_files import (
     FolderLock,
@@ -34,27 +42,32 @@ from codebrain.imaging.safe_files import (
     sha256_file,
     staged,
     sweep_temporaries,
+    temporary_name,
     write_bytes,
     write_json,
     write_text,
 )
 from codebrain.imaging.study import Study
+from codebrain.machine import allotted_cores, jobs_that_fit
 from codebrain.parsing import parse_json_object
-from codebrain.vocabulary import Modality, Preparation
+from codebrain.vocabulary import Modality, Preparation, TrainingDomain
 
 _log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
 """``progress(done, total, subject)``."""
 
-_COLUMNS = "subject patient split status code message contrasts slices height width foreground reference moved notices"
+PICTURES = "qc"
+"""Folder of the store with a picture of every registration."""
+
+BYTES_EACH: dict[AlignMode, int] = {"none": 3 << 29, "auto": 3 << 29, "synra": 11 << 28}
+"""Memory to plan with for one study, a quarter more than the largest peak that was measured (full IXI grids)."""
 
 
 @dataclass(frozen=True)
 class _Task:
     subject: SubjectFiles
-    preparation: Preparation
-    align: Literal["auto", "none"]
+    protocol: Protocol
     store: Path
     resume: bool
 
@@ -67,6 +80,7 @@ class _Outcome:
     record: SubjectRecord | None = None
     code: str = ""
     message: str = ""
+    seconds: float = 0.0
 
 
 def prepare_folder(
@@ -74,7 +88,7 @@ def prepare_folder(
     target: Path,
     *,
     preparation: Preparation | None = None,
-    align: Literal["auto", "none"] = "auto",
+    align: AlignMode = "auto",
     seed: int = 0,
     val: Sequence[str] | None = None,
     test: Sequence[str] | None = None,
@@ -88,10 +102,14 @@ def prepare_folder(
     Raises:
         InputRefused: as :func:`codebrain.data.sources.find_subjects` and :func:`prepare_store`.
     """
+    found = find_subjects(source)
     return prepare_store(
-        find_subjects(source), target, sources=[Path(source)] if isinstance(source, Path | str) else source,
-        preparation=preparation, align=align, seed=seed, val=val, test=test, jobs=jobs, resume=resume,
-        overwrite=overwrite, progress=progress,
+        found,
+        target,
+        protocol=Protocol(preparation or Preparation(found.modalities), align),
+        division=Drawn(seed, val, test),
+        sources=[Path(source)] if isinstance(source, Path | str) else source,
+        jobs=jobs, resume=resume, overwrite=overwrite, progress=progress,
     )  # fmt: skip
 
 
@@ -99,12 +117,10 @@ def prepare_store(
     found: Found,
     target: Path,
     *,
+    protocol: Protocol,
+    division: Division,
+    kind: str = "folder",
     sources: Sequence[Path] = (),
-    preparation: Preparation | None = None,
-    align: Literal["auto", "none"] = "auto",
-    seed: int = 0,
-    val: Sequence[str] | None = None,
-    test: Sequence[str] | None = None,
     jobs: int = 1,
     resume: bool = False,
     overwrite: bool = False,
@@ -112,21 +128,19 @@ def prepare_store(
 ) -> Manifest:
     """Make a slice store.
 
-    Splits are drawn over the patients that could be prepared. The manifest is written last: a store that was
-    cut short has none, and is finished with ``resume``.
+    The studies that could be prepared are divided. The manifest is written last: a store that was cut short has
+    none, and is finished with ``resume``.
 
     Args:
         found: the studies.
         target: folder of the store; made when its parent exists.
+        protocol: how each is prepared.
+        division: which split each is in.
+        kind: of source, for the record.
         sources: the folders that were searched; the store may not lie inside them.
-        preparation: by default that of the contrasts that occur.
-        align: how contrasts on different grids are treated.
-        seed: of the split.
-        val: patients or subjects for validation; empty for none; ``None`` draws them.
-        test: the same for test.
-        jobs: worker processes at a time; 0 works in this process (then a crash of a study is ours). Workers
-            are spawned, so a script that calls this needs ``if __name__ == "__main__"``.
-        resume: keep subjects whose files, inputs and preparation are unchanged.
+        jobs: worker processes at a time, fewer where memory is short; 0 works in this process (then a crash of a
+            study is ours). Workers are spawned, so a script that calls this needs ``if __name__ == "__main__"``.
+        resume: keep subjects whose files, inputs and protocol are unchanged.
         overwrite: replace an earlier store.
         progress: told after each subject.
 
@@ -138,33 +152,49 @@ def prepare_store(
             be divided.
         EnvironmentRefused: ``OUT_EXISTS``, ``OUT_CLOBBER``, ``OUT_PERMISSION``, ``OUT_SPACE``, ``LOCKED``.
     """
-    preparation = preparation or Preparation(found.modalities)
-    found = found.restricted_to(preparation.modalities)
+    found = found.restricted_to(protocol.preparation.modalities)
     _check_target(target, sources, resume=resume, overwrite=overwrite)
     # Wrong names are refused now and not after hours of work.
-    split_patients(_patients(found.subjects), seed=seed, val=val, test=test)
+    division.check(_patients(found.subjects))
     _make_folders(target)
     with FolderLock(target):
         _sweep(target)
-        tasks = [_Task(subject, preparation, align, target, resume) for subject in found.subjects]
+        tasks = [_Task(subject, protocol, target, resume) for subject in found.subjects]
         try:
-            done = isolated(_attempt, tasks, jobs=jobs, died=_died)
-            outcomes = _reported(done, len(tasks), progress)
+            outcomes = _reported(_worked(tasks, protocol, jobs), len(tasks), progress)
         finally:
             _sweep(target)
         records, rows = _settle(outcomes, found)
+        seconds = {one.subject.subject: round(one.seconds, 1) for one in outcomes if one.seconds}
         try:
-            splits = _split(records, found, seed=seed, val=val, test=test)
+            splits = _divided(records, found, division)
         except CodeBrainError:
-            write_text(target / "subjects.tsv", _table(rows, records))
+            write_text(target / "subjects.tsv", subjects_table(rows, records, seconds))
             raise
-        manifest = _manifest(preparation, align, splits, rows, records)
+        for notice in found.notices:
+            _log.warning("%s: %s", notice.file or kind, notice.message)
+        facts = {
+            "kind": kind, "reference": protocol.reference, "reproducible": protocol.reproducible,
+            "notices": [notice.as_dict() for notice in found.notices],
+        }  # fmt: skip
+        manifest = _manifest(protocol, facts, splits, rows, records)
         with staged(target, last="manifest.json") as stage:
-            write_text(stage / "subjects.tsv", _table(manifest.rows, records))
+            write_text(stage / "subjects.tsv", subjects_table(manifest.rows, records, seconds))
+            write_text(stage / "quality.tsv", quality_table(quality_rows(manifest.rows, records)))
             write_json(stage / "manifest.json", manifest.as_dict())
         if overwrite:
             _remove_strangers(target, records)
     return manifest
+
+
+def _worked(tasks: Sequence[_Task], protocol: Protocol, jobs: int) -> Iterator[_Outcome]:
+    """The outcomes as they come, as many studies at a time as memory and cores allow."""
+    fitting = jobs_that_fit(jobs, BYTES_EACH[protocol.align]) if jobs else 0
+    if fitting < jobs:
+        _log.warning("%d studies at a time instead of %d: more would not fit into memory", fitting, jobs)
+    threads = 1 if protocol.reproducible else max(1, allotted_cores() // max(fitting, 1))
+    with limited_threads(threads):
+        yield from isolated(_attempt, tasks, jobs=fitting, died=_died, threads=threads)
 
 
 def prepare_subject(task: _Task) -> SubjectRecord:
@@ -173,24 +203,51 @@ def prepare_subject(task: _Task) -> SubjectRecord:
     Raises:
         CodeBrainError: whatever is wrong with the study or with the place to write to.
     """
-    subject = task.subject
+    subject, protocol = task.subject, task.protocol
     inputs = {str(m): {"file": subject.relative(m), "sha256": sha256_file(path)} for m, path in subject.files.items()}
     digest = _digest(task, inputs)
     if task.resume and (record := _finished(task, digest)) is not None:
         return replace(record, patient=subject.patient, inputs=inputs)
+    if subject.check is not None:
+        subject.check()
     study = Study.read(dict(subject.files), name=subject.subject)
-    prepared = prepare_study(study, task.preparation, align=task.align)
-    return _store(task, prepared, inputs, digest)
+    with _scratch(task.store):
+        prepared = prepare_study(
+            study, protocol.preparation, align=protocol.align, reference=protocol.reference, slices=subject.slices
+        )
+    if prepared.alignment.moved:
+        ensure_folder(task.store / PICTURES)
+        write_bytes(task.store / PICTURES / f"{subject.subject}.jpg", draw_overlays(study, prepared))
+    return _store(task, prepared, inputs, digest, domain=training_domain(study.volumes.values()))
+
+
+@contextmanager
+def _scratch(store: Path) -> Iterator[None]:
+    """Temporary files of libraries lie in the store, where the next start sweeps what a killed worker left."""
+    before = tempfile.tempdir
+    place = store / temporary_name("scratch")
+    ensure_folder(place)
+    try:
+        tempfile.tempdir = str(place)
+        yield
+    finally:
+        tempfile.tempdir = before
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _digest(task: _Task, inputs: Mapping[str, Mapping[str, str]]) -> str:
-    parts = {
+    protocol = task.protocol
+    parts: dict[str, Any] = {
         "schema": SCHEMA_VERSION,
         "version": codebrain.__version__,
-        "preparation": replace(task.preparation, intensity_scale={}).to_json(),
-        "align": task.align,
+        "preparation": replace(protocol.preparation, intensity_scale={}, domain=None).to_json(),
+        "align": protocol.align,
         "inputs": {m: facts["sha256"] for m, facts in inputs.items()},
     }
+    younger = {
+        "slices": task.subject.slices, "reference": protocol.reference, "reproducible": protocol.reproducible or None
+    }  # fmt: skip
+    parts |= {name: value for name, value in younger.items() if value is not None}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -205,7 +262,14 @@ def _finished(task: _Task, digest: str) -> SubjectRecord | None:
     return record if intact and record.task == digest else None
 
 
-def _store(task: _Task, prepared: PreparedStudy, inputs: Mapping[str, Mapping[str, str]], digest: str) -> SubjectRecord:
+def _store(
+    task: _Task,
+    prepared: PreparedStudy,
+    inputs: Mapping[str, Mapping[str, str]],
+    digest: str,
+    *,
+    domain: TrainingDomain,
+) -> SubjectRecord:
     """Write slices, mask and record, all or none of them."""
     mask = prepared.frame.apply(prepared.foreground.astype(np.float32)) > 0.5
     slices = _array_bytes(np.rint(prepared.slices.clip(0.0, 1.0) * FULL_SCALE).astype(np.uint16))
@@ -221,7 +285,7 @@ def _store(task: _Task, prepared: PreparedStudy, inputs: Mapping[str, Mapping[st
         offset=cast("tuple[int, int]", tuple(int(place) for place in prepared.frame.offset)),
         normalisations={str(m): _plain(record) for m, record in prepared.normalisations.items()},
         intensity_range={str(m): _range(record) for m, record in prepared.normalisations.items()},
-        alignment=_plain(prepared.alignment),
+        alignment=_alignment(prepared),
         reference=str(prepared.reference_modality),
         inputs=inputs,
         task=digest,
@@ -229,7 +293,10 @@ def _store(task: _Task, prepared: PreparedStudy, inputs: Mapping[str, Mapping[st
         slices_bytes=len(slices),
         brain_sha256=sha256_bytes(brain),
         brain_bytes=len(brain),
-        notices=tuple(replace(notice, file=Path(notice.file).name) for notice in prepared.notices),
+        notices=tuple(
+            replace(notice, file=Path(notice.file).name) for notice in (*task.subject.notices, *prepared.notices)
+        ),
+        domain=domain,
     )
     earlier = any(path.exists() for path, _, _ in files_of(task.store, record))
     with staged(task.store, last=f"slices/{record.subject}.json") as stage:
@@ -239,6 +306,14 @@ def _store(task: _Task, prepared: PreparedStudy, inputs: Mapping[str, Mapping[st
         write_json(stage / "slices" / f"{record.subject}.json", record.as_dict())
         if earlier:  # the manifest describes the files that are now replaced
             (task.store / "manifest.json").unlink(missing_ok=True)
+    return record
+
+
+def _alignment(prepared: PreparedStudy) -> dict[str, Any]:
+    """Its record without the time it took, so that equal work gives equal records."""
+    record: dict[str, Any] = _plain(prepared.alignment)
+    for movement in record["moved"].values():
+        del movement["seconds"]
     return record
 
 
@@ -269,8 +344,10 @@ def _plain(value: Any) -> Any:
 
 
 def _attempt(task: _Task, tell: Tell) -> _Outcome:
+    begun = time.perf_counter()
     try:
-        return _Outcome(task.subject, prepare_subject(task))
+        record = prepare_subject(task)
+        return _Outcome(task.subject, record, seconds=time.perf_counter() - begun)
     except CodeBrainError as error:
         name = f"{error.file.name}: " if error.file is not None else ""
         facts = f" (found {error.found})" if error.found is not None else ""
@@ -311,7 +388,7 @@ def _settle(outcomes: list[_Outcome], found: Found) -> tuple[tuple[SubjectRecord
     """
     owner: dict[str, SubjectRecord] = {}
     records: list[SubjectRecord] = []
-    rows = [SubjectRow(p.subject, "", p.status, p.code, p.message) for p in found.passed_over]
+    rows = [SubjectRow(p.subject, p.patient, p.status, p.code, p.message) for p in found.passed_over]
     for outcome in sorted(outcomes, key=lambda done: done.subject.subject):
         record, name, patient = outcome.record, outcome.subject.subject, outcome.subject.patient
         if record is None:
@@ -328,78 +405,41 @@ def _settle(outcomes: list[_Outcome], found: Found) -> tuple[tuple[SubjectRecord
     return tuple(records), tuple(sorted(rows, key=lambda row: row.subject))
 
 
-def _split(
-    records: Sequence[SubjectRecord],
-    found: Found,
-    *,
-    seed: int,
-    val: Sequence[str] | None,
-    test: Sequence[str] | None,
-) -> Splits:
-    """Divide the prepared patients; of those asked for by name, at least one must have been prepared."""
+def _divided(records: Sequence[SubjectRecord], found: Found, division: Division) -> Splits:
+    """Divide the prepared studies, and say what is odd about it."""
     if not records:
         raise refusal(
             "DATA_EMPTY", "no study could be prepared", found=f"{len(found.subjects)} refused",
             hint="subjects.tsv in the output folder says why for each.",
         )  # fmt: skip
-    patients = {record.subject: record.patient for record in records}
-    known = set(patients) | set(patients.values())
-    asked = {"val": val, "test": test}
-    kept = {split: None if ids is None else [i for i in ids if i in known] for split, ids in asked.items()}
-    for split, ids in asked.items():
-        if ids and not kept[split]:
-            raise refusal(
-                "DATA_SPLIT", f"every study asked for in {split} was refused", field=split,
-                found=", ".join(ids),
-                hint="subjects.tsv in the output folder says why.",
-            )  # fmt: skip
-    return split_patients(patients, seed=seed, val=kept["val"], test=kept["test"])
+    splits = division.divide({record.subject: record.patient for record in records})
+    if splits.several:
+        shown = ", ".join(f"{patient} ({' and '.join(where)})" for patient, where in splits.several.items())
+        _log.warning("patients in more than one split, as published: %s", shown)
+    missing = sum(one.status == "missing" for one in found.passed_over)
+    if missing:
+        _log.warning("%d listed studies are not in the source; subjects.tsv names them", missing)
+    return splits
 
 
 def _manifest(
-    preparation: Preparation,
-    align: str,
+    protocol: Protocol,
+    facts: Mapping[str, Any],
     splits: Splits,
     rows: Sequence[SubjectRow],
     records: tuple[SubjectRecord, ...],
 ) -> Manifest:
     trained = [record for record in records if splits.of_subject[record.subject] == "train"]
-    scale = scale_of(trained, preparation.modalities.members)
+    scale = scale_of(trained, protocol.preparation.modalities.members)
     return Manifest(
-        preparation=replace(preparation, intensity_scale=scale),
+        preparation=replace(protocol.preparation, intensity_scale=scale, domain=domain_of(trained)),
         splits=splits.as_dict(),
         rows=tuple(replace(row, split=splits.of_subject.get(row.subject, "")) for row in rows),
         records=records,
         created_by=f"codebrain {codebrain.__version__}",
-        align=align,
+        align=protocol.align,
+        protocol=facts,
     )
-
-
-def _table(rows: Sequence[SubjectRow], records: Sequence[SubjectRecord]) -> str:
-    """One line per study for people: what became of it, and how it was aligned."""
-    by_name = {record.subject: record for record in records}
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, _COLUMNS.split(), delimiter="\t", lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        line = asdict(row) | _facts(by_name.get(row.subject))
-        writer.writerow({key: " ".join(str(value).split()) for key, value in line.items()})
-    return stream.getvalue()
-
-
-def _facts(record: SubjectRecord | None) -> dict[str, Any]:
-    if record is None:
-        return {}
-    return {
-        "contrasts": ",".join(record.inputs),
-        "slices": record.shape[0],
-        "height": record.shape[2],
-        "width": record.shape[3],
-        "foreground": f"{record.foreground_fraction:.3f}",
-        "reference": record.reference,
-        "moved": ",".join(record.alignment.get("moved", {})),
-        "notices": ",".join(notice.code for notice in record.notices),
-    }
 
 
 def _patients(subjects: Iterable[SubjectFiles]) -> dict[str, str]:
@@ -434,13 +474,15 @@ def _make_folders(target: Path) -> None:
 
 def _sweep(target: Path) -> None:
     """Remove what killed workers left half-written."""
-    for folder in (target, target / "slices"):
-        sweep_temporaries(folder)
+    for folder in (target, target / "slices", target / PICTURES):
+        if folder.is_dir():
+            sweep_temporaries(folder)
 
 
 def _remove_strangers(target: Path, records: Sequence[SubjectRecord]) -> None:
     """After ``overwrite``: drop the files of subjects that the earlier store had and this one has not."""
     ours = {f"{r.subject}{tail}" for r in records for tail in (".npy", "-brain.npy", ".json")}
-    for path in (target / "slices").iterdir():
-        if path.name not in ours and path.suffix in (".npy", ".json"):
+    ours |= {f"{r.subject}.jpg" for r in records if r.alignment.get("moved")}
+    for path in [*(target / "slices").iterdir(), *(target / PICTURES).glob("*.jpg")]:
+        if path.name not in ours and path.suffix in (".npy", ".json", ".jpg"):
             path.unlink()

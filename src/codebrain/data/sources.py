@@ -17,11 +17,12 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from codebrain.errors import CodeBrainError, refusal
+from codebrain.errors import CodeBrainError, Notice, refusal
+from codebrain.imaging.frame import Slices
 from codebrain.imaging.study import find_files
 from codebrain.vocabulary import Modality, ModalitySet
 
@@ -40,12 +41,19 @@ class SubjectFiles:
         patient: whose study it is; a patient is never in two splits.
         files: the file of each contrast.
         root: the source folder that ``files`` are recorded relative to.
+        slices: which transverse slices a protocol uses, see :data:`codebrain.imaging.frame.Slices`; ``None`` leaves
+            the choice to whoever prepares.
+        notices: what was accepted with a warning when the study was found.
+        check: reads what lies beside the scans, and refuses the study for it; called by whoever prepares it.
     """
 
     subject: str
     patient: str
     files: Mapping[Modality, Path]
     root: Path
+    slices: Slices = None
+    notices: tuple[Notice, ...] = ()
+    check: Callable[[], None] | None = None
 
     def relative(self, modality: Modality) -> str:
         """The file of ``modality`` as records write it: without the machine's own path."""
@@ -57,21 +65,31 @@ class PassedOver:
     """A folder that gives no subject, and why.
 
     Attributes:
-        status: ``skipped`` (nothing wrong, nothing to learn from) or ``refused`` (something to mend).
+        status: ``skipped`` (nothing wrong, not used), ``refused`` (something to mend) or ``missing`` (listed, but
+            not there).
+        patient: whose study it is, where that is known.
     """
 
     subject: str
     status: str
     code: str
     message: str
+    patient: str = ""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found; nothing that looked like a study is left out."""
+    """What a search found; nothing that looked like a study is left out.
+
+    Attributes:
+        subjects: the studies.
+        passed_over: what is no study, and why.
+        notices: what was accepted with a warning about the source as a whole.
+    """
 
     subjects: tuple[SubjectFiles, ...]
     passed_over: tuple[PassedOver, ...] = ()
+    notices: tuple[Notice, ...] = ()
 
     @property
     def modalities(self) -> ModalitySet:
@@ -86,27 +104,42 @@ class Found:
             if len(files) >= 2:
                 kept.append(replace(subject, files=files))
             else:
-                passed.append(_too_few(subject.subject, list(files)))
-        return Found(tuple(kept), tuple(passed))
+                passed.append(too_few(subject.subject, list(files), subject.patient))
+        return replace(self, subjects=tuple(kept), passed_over=tuple(passed))
+
+    def complete(self, modalities: ModalitySet) -> Found:
+        """Only studies with all of these contrasts; the others are refused, because a protocol needs them."""
+        kept, passed = [], list(self.passed_over)
+        for subject in self.subjects:
+            lacking = [str(m) for m in modalities if m not in subject.files]
+            if lacking:
+                message = f"{', '.join(lacking)} is missing: the protocol needs {modalities}"
+                passed.append(PassedOver(subject.subject, "refused", "DATA_CONTRASTS", message, subject.patient))
+            else:
+                kept.append(subject)
+        return replace(self, subjects=tuple(kept), passed_over=tuple(passed))
+
+    def without(self, names: Collection[str]) -> Found:
+        """Without these subjects or patients, which are passed over as asked.
+
+        Raises:
+            InputRefused: ``DATA_SPLIT`` for a name that no subject or patient has.
+        """
+        everybody: list[SubjectFiles | PassedOver] = [*self.subjects, *self.passed_over]
+        known = {name for one in everybody for name in (one.subject, one.patient)}
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise refusal(
+                "DATA_SPLIT", "no subject or patient has the name to leave out", field="exclude",
+                found=", ".join(unknown), hint="Use names of the list that codebrain prepare prints.",
+            )  # fmt: skip
+        out = [one for one in self.subjects if {one.subject, one.patient} & set(names)]
+        rows = [PassedOver(one.subject, "skipped", "DATA_EXCLUDED", "left out as asked", one.patient) for one in out]
+        kept = tuple(one for one in self.subjects if one not in out)
+        return replace(self, subjects=kept, passed_over=(*self.passed_over, *rows))
 
 
 Finder = Callable[[Sequence[Path]], Found]
-
-
-def finder(kind: str) -> Finder:
-    """The search for a kind of source, by the name that ``codebrain prepare`` takes.
-
-    Raises:
-        UsageError: ``CONFIG`` for a kind that this version does not read.
-    """
-    if kind not in _FINDERS:
-        raise refusal(
-            "CONFIG",
-            f"this version has no source {kind!r}",
-            expected=", ".join(_FINDERS),
-            hint="Put one folder per study with files such as T1.nii.gz into a folder, and use `folder`.",
-        )
-    return _FINDERS[kind]
 
 
 def find_subjects(source: Path | Sequence[Path]) -> Found:
@@ -121,16 +154,7 @@ def find_subjects(source: Path | Sequence[Path]) -> Found:
             two studies have the same name, ``DATA_TABLE`` when the table of patients cannot be read.
     """
     roots = [Path(source)] if isinstance(source, Path | str) else [Path(item) for item in source]
-    found = [_search(root) for root in roots]
-    everything = Found(
-        tuple(subject for part in found for subject in part.subjects),
-        tuple(passed for part in found for passed in part.passed_over),
-    )
-    _refuse_duplicates(everything)
-    return everything
-
-
-_FINDERS: dict[str, Finder] = {"folder": find_subjects}
+    return join(_search(root) for root in roots)
 
 
 def patient_of(parts: Iterable[str]) -> str:
@@ -144,20 +168,32 @@ def patient_of(parts: Iterable[str]) -> str:
     return visit["patient"] if visit else name
 
 
+def join(found: Iterable[Found]) -> Found:
+    """Several sources as one.
+
+    Raises:
+        InputRefused: ``DATA_DUPLICATE`` when two studies have the same name.
+    """
+    parts = list(found)
+    everything = Found(
+        tuple(subject for part in parts for subject in part.subjects),
+        tuple(passed for part in parts for passed in part.passed_over),
+        tuple(notice for part in parts for notice in part.notices),
+    )
+    _refuse_duplicates(everything)
+    return everything
+
+
 def _search(root: Path) -> Found:
-    if not root.is_dir():
-        raise refusal(
-            "DATA_EMPTY", "the source is not a folder", file=root,
-            hint="Give a folder that holds one folder per study.",
-        )  # fmt: skip
+    require_folder(root)
     table = _patient_table(root)
     subjects: list[SubjectFiles] = []
     passed: list[PassedOver] = []
-    for one in _studies(root, root, _DEPTH):
+    for one in study_folders(root, root, _DEPTH):
         if isinstance(one, PassedOver):
             passed.append(one)
         elif len(one.files) < 2:
-            passed.append(_too_few(one.subject, list(one.files)))
+            passed.append(too_few(one.subject, list(one.files), one.patient))
         else:
             subjects.append(replace(one, patient=table.get(one.subject) or one.patient))
     if not subjects and not passed:
@@ -165,7 +201,13 @@ def _search(root: Path) -> Found:
     return Found(tuple(subjects), tuple(passed))
 
 
-def _studies(root: Path, folder: Path, depth: int) -> Iterator[SubjectFiles | PassedOver]:
+def require_folder(root: Path, hint: str = "Give a folder that holds one folder per study.") -> None:
+    """``DATA_EMPTY`` when the source is not a folder."""
+    if not root.is_dir():
+        raise refusal("DATA_EMPTY", "the source is not a folder", file=root, hint=hint)
+
+
+def study_folders(root: Path, folder: Path, depth: int) -> Iterator[SubjectFiles | PassedOver]:
     """Study folders below ``folder``, in the order of names; nothing is looked for inside a study folder.
 
     Hidden folders are left out; the depth bounds loops of links.
@@ -183,12 +225,13 @@ def _studies(root: Path, folder: Path, depth: int) -> Iterator[SubjectFiles | Pa
         if files:
             yield SubjectFiles(subject, patient_of(parts), files, root)
         elif depth > 1:
-            yield from _studies(root, child, depth - 1)
+            yield from study_folders(root, child, depth - 1)
 
 
-def _too_few(subject: str, modalities: list[Modality]) -> PassedOver:
+def too_few(subject: str, modalities: list[Modality], patient: str = "") -> PassedOver:
+    """The row of a study with fewer than two contrasts."""
     what = f"one contrast ({modalities[0]})" if modalities else "none of the wanted contrasts"
-    return PassedOver(subject, "skipped", "DATA_CONTRASTS", f"{what}: nothing to learn imputation from")
+    return PassedOver(subject, "skipped", "DATA_CONTRASTS", f"{what}: nothing to learn imputation from", patient)
 
 
 def _nothing_found(root: Path) -> CodeBrainError:

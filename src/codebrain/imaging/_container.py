@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import stat
 import zlib
 from collections.abc import Generator, Iterator
@@ -21,6 +22,9 @@ from codebrain.errors import CodeBrainError, Notice, refusal
 
 _CHUNK = 1 << 20
 _GZIP = b"\x1f\x8b"
+_DICOM = b"DICM"
+"""After a preamble of 128 bytes."""
+
 _DRAIN = 64 << 20
 """Bytes past the promised voxels (or past a refused header) that are still read to find the checksum."""
 
@@ -34,7 +38,7 @@ _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
     (b"<!doctype", "an HTML page, probably of a failed download", "Download the scan again."),
     (b"<html", "an HTML page, probably of a failed download", "Download the scan again."),
     (b"<?xml", "an XML document, probably of a failed download", "Download the scan again."),
-    (b"nrrd", "an NRRD file", "Convert it to NIfTI, for example with SimpleITK."),
+    (b"nrrd", "an NRRD file", "Convert it to NIfTI, for example with SimpleITK or 3D Slicer."),
     (b"cdf\x01", "a MINC file", "Convert it to NIfTI with mnc2nii."),
     (b"\x89hdf", "an HDF5 or MINC 2 file", "Convert it to NIfTI with mnc2nii."),
     (b"pk\x03\x04", "a zip archive", "Unpack it and give the scan inside."),
@@ -46,7 +50,7 @@ _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
 
 
 class ScanBytes:
-    """Reads the uncompressed bytes of one ``.nii`` or ``.nii.gz`` from front to end.
+    """Reads the uncompressed bytes of one file, plain or gzip-compressed, from front to end.
 
     Use as a context manager; :meth:`take` the header and voxels, then :meth:`finish`.
 
@@ -240,7 +244,7 @@ def _unreadable(error: OSError, path: Path) -> CodeBrainError:
     reason = (error.strerror or str(error)).lower()
     if error.errno in (errno.EACCES, errno.EPERM):
         return refusal("IN_PERMISSION", f"the file cannot be read: {reason}", file=path, hint="Ask its owner.")
-    if path.is_symlink() and error.errno == errno.ENOENT and "annex" in os.fspath(path.readlink()):
+    if error.errno == errno.ENOENT and path.is_symlink() and "annex" in os.fspath(path.readlink()):
         return refusal("IN_FORMAT", "the annex content was not fetched", file=path, hint="Run: git annex get.")
     return refusal("IN_NOT_A_FILE", f"the file cannot be read: {reason}", file=path, hint="Check the path.")
 
@@ -250,23 +254,72 @@ def _sniff(stream: BinaryIO, path: Path) -> bool:
     head = stream.read(512)
     stream.seek(0)
     gzipped, named = head.startswith(_GZIP), path.name.lower()
-    if gzipped and named.endswith(".nii"):
+    if gzipped and named.endswith(_PLAIN):
         raise refusal(
             "IN_FORMAT",
-            "the file is gzip-compressed but its name ends in .nii",
+            f"the file is gzip-compressed but its name ends in {path.suffix}",
             file=path,
-            hint=f"Rename it to {path.name}.gz.",
+            hint=f"Rename it to {right_name(path.name)}.",
         )
     if not gzipped:
         _refuse_foreign(head, path)
-    if not gzipped and named.endswith(".gz"):
+    if not gzipped and named.endswith((".gz", ".mgz")):
         raise refusal(
             "IN_FORMAT",
-            "the file is not gzip-compressed but its name ends in .gz",
+            f"the file is not gzip-compressed but its name ends in {path.suffix}",
             file=path,
-            hint=f"If it is a plain NIfTI file, rename it to {path.name[:-3]}.",
+            hint=f"If it is a plain, whole file, rename it to {right_name(path.name)}.",
         )
     return gzipped
+
+
+_PLAIN = (".nii", ".hdr", ".img", ".mgh")
+
+
+def right_name(name: str) -> str:
+    """The name of a file whose name is wrong about compression: compressed for plain, plain for compressed."""
+    lowered = name.lower()
+    if lowered.endswith(".mgz"):
+        return f"{name[:-1]}h"
+    if lowered.endswith(".gz"):
+        return name[:-3]
+    return f"{name[:-1]}z" if lowered.endswith(".mgh") else f"{name}.gz"
+
+
+_PAIR = re.compile(r"(?P<stem>.+)\.(?P<part>hdr|img)(?P<gz>\.gz)?$", re.IGNORECASE)
+
+
+def pair_of(path: Path) -> tuple[Path, Path] | None:
+    """Header and voxels where ``path`` is one of a ``.hdr``/``.img`` pair by its name; else ``None``.
+
+    Raises:
+        InputRefused: ``IN_NOT_A_FILE`` when the other one is missing.
+    """
+    match = _PAIR.match(path.name)
+    if match is None or not path.exists():
+        return None
+    part = match["part"]
+    other = {"hdr": "img", "img": "hdr"}[part.lower()]
+    other = other.upper() if part.isupper() else other
+    names = [f"{match['stem']}.{other}{gz}" for gz in (match["gz"] or "", ".gz", "")]
+    there = [path.with_name(name) for name in names if path.with_name(name).exists()]
+    if not there:
+        raise refusal(
+            "IN_NOT_A_FILE", f"the other file of the pair, {names[0]}, is not beside it", file=path,
+            hint="Copy both files of the pair into one folder.",
+        )  # fmt: skip
+    return (path, there[0]) if part.lower() == "hdr" else (there[0], path)
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM by its content; ``False`` for what cannot be read."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as stream:
+            return stream.read(132)[128:] == _DICOM
+    except OSError:
+        return False
 
 
 def _refuse_foreign(head: bytes, path: Path) -> None:
@@ -274,7 +327,12 @@ def _refuse_foreign(head: bytes, path: Path) -> None:
     for mark, what, hint in _FOREIGN:
         if lowered.startswith(mark.lstrip(b"./")):
             raise refusal("IN_FORMAT", f"this is {what}", file=path, expected="NIfTI (.nii or .nii.gz)", hint=hint)
-    if path.name.lower().endswith((".mgh", ".mgz", ".mnc", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".ima")):
+    if head[128:132] == _DICOM:
+        raise refusal(
+            "IN_FORMAT", "this is a DICOM file", file=path, expected="NIfTI (.nii or .nii.gz)",
+            hint="Convert its series with dcm2niix.",
+        )  # fmt: skip
+    if path.name.lower().endswith((".mnc", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".ima")):
         raise refusal(
             "IN_FORMAT",
             "this file format is not read",

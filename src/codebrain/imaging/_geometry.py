@@ -61,11 +61,14 @@ def _choose(
         _require_invertible(affine, path, "sform")
         _compare_zooms(header, affine, bad_zoom, path, name, notices)
         if qform and bad_zoom is None:
-            _compare_forms(header, affine, shape, name, notices)
+            _compare_forms(header, shape, name, notices)
         return affine
     if bad_zoom is not None:
         raise _zoom_refusal(header, bad_zoom, path)
     if qform:
+        if abs(float(header["pixdim"][0])) != 1:
+            message = f"qfac is {float(header['pixdim'][0]):g} instead of 1 or -1; it was read as its sign, 0 as 1"
+            notices.append(Notice("GEO_QFAC", message, name))
         affine = _qform(header, path)
         _require_invertible(affine, path, "qform")
         return affine
@@ -157,15 +160,43 @@ def _compare_zooms(
         notices.append(Notice("GEO_ZOOM", message, name))
 
 
-def _compare_forms(header: Any, affine: Affine, shape: tuple[int, ...], name: str, notices: list[Notice]) -> None:
+def claimed_affine(header: Any) -> Affine | None:
+    """The affine that a header claims, in millimetres, of sform or qform; not judged but for being a matrix."""
+    for field, form in (("sform_code", _sform), ("qform_code", lambda h: _qform(h, None))):
+        if int(header[field]) not in _VALID_CODES:
+            continue
+        try:
+            affine = form(header)
+        except CodeBrainError:
+            continue
+        if np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-12:
+            return _in_millimetres(header, affine, "", [])
+    return None
+
+
+def forms_apart(header: Any, shape: tuple[int, ...]) -> float | None:
+    """How far qform and sform place a corner from each other, in voxels.
+
+    ``None`` where one of them is unset or cannot be used; infinite where only the qform cannot.
+    """
+    if not all(int(header[field]) in _VALID_CODES for field in ("qform_code", "sform_code")):
+        return None
+    affine = _sform(header)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        return None
     try:
         other = _qform(header, None)
     except CodeBrainError:
-        notices.append(Notice("GEO_FORMS", "the qform is impossible; the sform was used", name))
-        return
+        return float("inf")
     apart = (corners(other, shape) - corners(affine, shape)) @ np.linalg.inv(affine[:3, :3]).T
-    worst = float(np.abs(apart).max())
-    if worst > _FORMS_VOXELS:
+    return float(np.abs(apart).max())
+
+
+def _compare_forms(header: Any, shape: tuple[int, ...], name: str, notices: list[Notice]) -> None:
+    worst = forms_apart(header, shape) or 0.0
+    if np.isinf(worst):
+        notices.append(Notice("GEO_FORMS", "the qform is impossible; the sform was used", name))
+    elif worst > _FORMS_VOXELS:
         message = f"qform and sform differ by up to {worst:.2f} voxels; the sform was used"
         notices.append(Notice("GEO_FORMS", message, name))
 

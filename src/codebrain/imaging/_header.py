@@ -13,6 +13,7 @@ import numpy as np
 
 from codebrain.errors import CodeBrainError, Notice, refusal
 from codebrain.imaging._container import ScanBytes
+from codebrain.imaging._mgh import HEADER_BYTES, is_mgh, read_mgh_header
 
 NiftiHeader = nib.Nifti1Header  # Nifti2Header derives from it
 
@@ -21,7 +22,7 @@ LEAST_VOXELS = 8
 
 _LARGEST_OFFSET = 64 << 20
 _MAGIC = {b"n+1\0": 1, b"n+2\0": 2}
-_PAIR_MAGIC = (b"ni1\0", b"ni2\0")
+_PAIR_MAGIC = {b"ni1\0": 1, b"ni2\0": 2}
 _TYPES: dict[int, str] = {
     2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8",
 }  # fmt: skip
@@ -34,6 +35,23 @@ def binary128(order: str) -> np.dtype[Any]:
     """IEEE quadruple precision as two words; ``numpy.longdouble`` is another format on most machines."""
     words = ("low", "high") if order == "<" else ("high", "low")
     return np.dtype([(word, f"{order}u8") for word in words])
+
+
+@dataclass(frozen=True)
+class Preamble:
+    """A header before it is judged, and where voxels may begin.
+
+    Attributes:
+        header: as it is on disk, or a NIfTI header that says the same.
+        notices: what was accepted with a warning.
+        taken: bytes of the file that held it; 0 where the voxels are in a file of their own.
+        least_offset: before which no voxel can begin.
+    """
+
+    header: Any
+    notices: tuple[Notice, ...]
+    taken: int
+    least_offset: int
 
 
 @dataclass(frozen=True)
@@ -59,12 +77,25 @@ class Promise:
     notices: tuple[Notice, ...]
 
 
-def read_header(stream: ScanBytes) -> tuple[Any, list[Notice]]:
+def read_header(stream: ScanBytes, *, pair: bool = False) -> Preamble:
     """The header, neither checked nor mended, and the bytes up to its end taken from ``stream``.
 
+    Args:
+        stream: of the file, or of the ``.hdr`` of a pair.
+        pair: whether the voxels are in a file of their own.
+
     Raises:
-        InputRefused: ``IN_TRUNCATED`` (not even a header), ``IN_FORMAT`` (not a single-file NIfTI).
+        InputRefused: ``IN_TRUNCATED`` (not even a header), ``IN_FORMAT`` (not NIfTI), ``IN_HEADER``.
     """
+    if is_mgh(stream.path):
+        return Preamble(read_mgh_header(stream), (), HEADER_BYTES, HEADER_BYTES)
+    header, notices = _read_nifti_header(stream, _PAIR_MAGIC if pair else _MAGIC)
+    if pair:
+        return Preamble(header, tuple(notices), 0, 0)
+    return Preamble(header, tuple(notices), int(header.template_dtype.itemsize), int(header.sizeof_hdr) + 4)
+
+
+def _read_nifti_header(stream: ScanBytes, magics: dict[bytes, int]) -> tuple[Any, list[Notice]]:
     path, notices = stream.path, []
     head = stream.take(348)
     if len(head) < 348 and (head[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c") or stream.compressed):
@@ -72,7 +103,7 @@ def read_header(stream: ScanBytes) -> tuple[Any, list[Notice]]:
             "IN_TRUNCATED", "the file ends inside its header", file=path,
             found=f"{len(head)} bytes", expected="348 bytes or more", hint="Copy or download it again.",
         )  # fmt: skip
-    version = _MAGIC.get(head[344:348]) or _MAGIC.get(head[4:8])
+    version = magics.get(head[344:348]) or magics.get(head[4:8])
     if version is None:
         raise _not_nifti(head, path)
     cls = nib.Nifti1Header if version == 1 else nib.Nifti2Header
@@ -96,8 +127,13 @@ _BROKEN = "The header is damaged; export the scan again."
 def _not_nifti(head: bytes, path: Path) -> CodeBrainError:
     if head[344:348] in _PAIR_MAGIC or head[4:8] in _PAIR_MAGIC:
         return refusal(
-            "IN_FORMAT", "this is the header of a .hdr/.img pair", file=path,
-            expected="one .nii or .nii.gz file", hint="Convert the pair to one NIfTI file.",
+            "IN_FORMAT", "this is the header of a .hdr/.img pair under another name", file=path,
+            expected="a name that ends in .hdr, with its .img beside it", hint="Rename both files of the pair.",
+        )  # fmt: skip
+    if head[344:348] in _MAGIC or head[4:8] in _MAGIC:
+        return refusal(
+            "IN_FORMAT", "this is a single-file NIfTI under the name of a .hdr/.img pair", file=path,
+            expected="a name that ends in .nii or .nii.gz", hint="Rename it.",
         )  # fmt: skip
     if head[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c"):
         return refusal(
@@ -122,17 +158,21 @@ def _byte_order(head: bytes, cls: Any) -> str | None:
     return next((order for order in "<>" if 1 <= _dimensions(head, cls, order) <= 7), None)
 
 
-def judge_header(header: Any, path: Path | None, *, max_voxels: int, volume_index: int | None, name: str) -> Promise:
+def judge_header(
+    preamble: Preamble, path: Path | None, *, max_voxels: int, volume_index: int | None, name: str
+) -> Promise:
     """Check everything that decides how many bytes are read and what they mean.
 
     Raises:
         InputRefused: ``IN_HEADER`` naming the field, ``IN_DTYPE``, ``IN_TOO_BIG``, ``IN_NDIM``,
             ``IN_TOO_SMALL``.
     """
+    header = preamble.header
     shape = judge_shape(_shape(header, path), path, max_voxels=max_voxels, volume_index=volume_index)
     dtype, notices = _dtype(header, path, name)
     slope, intercept, scaling = _scaling(header, path, name)
-    return Promise(header, dtype, shape, _offset(header, path), slope, intercept, (*notices, *scaling))
+    offset = _offset(header, path, preamble.least_offset)
+    return Promise(header, dtype, shape, offset, slope, intercept, (*notices, *scaling))
 
 
 def _shape(header: Any, path: Path | None) -> tuple[int, ...]:
@@ -219,8 +259,7 @@ def _scaling(header: Any, path: Path | None, name: str) -> tuple[float, float, l
     return slope, intercept, []
 
 
-def _offset(header: Any, path: Path | None) -> int:
-    least = int(header.sizeof_hdr) + 4
+def _offset(header: Any, path: Path | None, least: int) -> int:
     offset = float(header["vox_offset"])
     if not (math.isfinite(offset) and offset == int(offset) and least <= offset <= _LARGEST_OFFSET):
         raise refusal(

@@ -143,5 +143,7 @@ def _judge_labels(data: Image, low: float, high: float, path: Path | None) -> No
 
 
 def _saturated_share(data: Image, high: float) -> float:
-    """Part of the non-zero voxels that sit at the largest value."""
+    """Part of the non-zero voxels that sit at the largest value; none where that is 0, the air of an inverted scan."""
+    if high == 0:
+        return 0.0
     return float((data == high).sum()) / max(1, int(np.count_nonzero(data)))

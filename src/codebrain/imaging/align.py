@@ -1,4 +1,8 @@
-"""Contrasts of one examination on one grid: untouched where they are, else moved rigidly and resampled once."""
+"""Contrasts of one examination on one grid: untouched where they are, else registered and resampled once.
+
+Registration is rigid, or SyNRA where a published protocol has it so (:mod:`codebrain.imaging.synra`); both are
+measured here, in the same way, so that their qualities compare.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,8 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,18 +24,26 @@ from codebrain.vocabulary import Modality
 
 _log = logging.getLogger(__name__)
 
+AlignMode = Literal["auto", "synra", "none"]
+"""``auto``: rigid. ``synra``: rigid, affine and deformable, with ANTs. ``none``: refuse."""
+
+Key = TypeVar("Key")
+
 _WORKING_MM = 2.0
 """Registration works on voxels of about this size: a few seconds a contrast, a tenth of a voxel off."""
 
-_TRUSTED = 1.05
+TRUSTED = 1.05
 """Normalised mutual information after registration: 1.052 to 1.128 for contrasts of one head (eleven pairs), 1.020
 to 1.051 for two different heads (six pairs)."""
 
 _FAR_MM, _FAR_DEG = 25.0, 20.0
 """Beyond any movement of a patient on the table; headers that are further apart may be another person's."""
 
+_LEAST_OVERLAP, _MOST_SCALING, _FAR_DEFORMED_MM = 0.9, 0.1, 20.0
+"""Of a registration with a deformation, which can hide a failure in it."""
+
 _GAIN = 0.002
-"""Less is no reason to distrust the headers."""
+"""Less is no reason to distrust the headers, or a registration."""
 
 _NEAR_MM = 3.0
 _BINS = 48
@@ -51,6 +63,10 @@ class Movement:
         registered: ``False`` where the headers agreed at least as well, and were believed.
         start: where registration began: ``header``, ``centre of mass``.
         seconds: taken.
+        overlap_before, overlap_after: Dice overlap of the two heads, 0 to 1.
+        method: ``rigid`` or ``SyNRA``; of the latter the numbers above describe the affine part.
+        scale: of lengths, by the affine part; 1 for rigid.
+        deformation_mean_mm, deformation_max_mm: over the head, beyond the affine part.
     """
 
     transform: tuple[tuple[float, ...], ...]
@@ -61,19 +77,16 @@ class Movement:
     registered: bool
     start: str
     seconds: float
+    overlap_before: float = 0.0
+    overlap_after: float = 0.0
+    method: str = "rigid"
+    scale: float = 1.0
+    deformation_mean_mm: float = 0.0
+    deformation_max_mm: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""
-        return {
-            "transform": [list(row) for row in self.transform],
-            "similarity_before": self.similarity_before,
-            "similarity_after": self.similarity_after,
-            "shift_mm": self.shift_mm,
-            "rotation_deg": self.rotation_deg,
-            "registered": self.registered,
-            "start": self.start,
-            "seconds": self.seconds,
-        }
+        return asdict(self) | {"transform": [list(row) for row in self.transform]}
 
 
 @dataclass(frozen=True)
@@ -100,22 +113,23 @@ class AlignmentRecord:
 
 
 def align_study(
-    study: Study, *, mode: Literal["auto", "none"] = "auto", reference: Modality | None = None
+    study: Study, *, mode: AlignMode = "auto", reference: Modality | None = None
 ) -> tuple[Study, AlignmentRecord]:
     """Bring every contrast onto the grid of one of them.
 
     Contrasts on that grid (same shape, corners within a micrometre) are passed on as they are. Others are
-    registered rigidly (Mattes mutual information, three resolutions) and resampled once, linearly.
+    registered (rigidly: Mattes mutual information, three resolutions) and resampled once, linearly.
 
     Args:
         study: scans on any grids.
-        mode: ``none`` refuses instead.
+        mode: ``auto`` registers rigidly, ``synra`` with a deformation, ``none`` refuses instead.
         reference: by default the contrast with the finest coarsest edge, ties in vocabulary order.
 
     Raises:
-        InputRefused: ``GEO_MISMATCH`` with mode ``none``, both shapes printed.
+        InputRefused: ``GEO_MISMATCH`` with mode ``none``, both shapes printed; ``GEO_ALIGN_FAILED`` when
+            ``synra`` found no transform.
         UsageError: ``CONFIG`` when the reference is not in the study.
-        EnvironmentRefused: ``ENV_EXTRA`` when SimpleITK is missing.
+        EnvironmentRefused: ``ENV_EXTRA`` when SimpleITK, or ANTs for ``synra``, is missing.
     """
     home = choose_reference(study, reference)
     fixed = study.volumes[home]
@@ -125,12 +139,20 @@ def align_study(
     if mode == "none":
         raise _mismatch(fixed, study.volumes[elsewhere[0]], home, elsewhere[0])
     with _one_thread(_simple_itk()) as sitk:
-        target = _Target(sitk, fixed)
-        moved = {m: target.register(study.volumes[m]) for m in elsewhere}
+        target = Target(sitk, fixed)
+        moved = {m: _register(target, study.volumes[m], mode) for m in elsewhere}
     volumes = {m: moved[m][0] if m in moved else volume for m, volume in study.volumes.items()}
     movements = {m: movement for m, (_, movement) in moved.items()}
     notices = tuple(n for m in elsewhere for n in _doubts(m, movements[m], volumes[m].name))
     return Study(study.name, volumes), AlignmentRecord(home, movements, notices)
+
+
+def _register(target: Target, moving: Volume, mode: AlignMode) -> tuple[Volume, Movement]:
+    if mode != "synra":
+        return target.register(moving)
+    from codebrain.imaging.synra import register
+
+    return register(target, moving)
 
 
 def choose_reference(study: Study, wanted: Modality | None) -> Modality:
@@ -144,11 +166,24 @@ def choose_reference(study: Study, wanted: Modality | None) -> Modality:
                       expected=", ".join(study.volumes))  # fmt: skip
     if wanted is not None:
         return wanted
+    return finest({m: study.volumes[m] for m in Modality if m in study.volumes})
+
+
+def finest(volumes: Mapping[Key, Volume]) -> Key:
+    """Which scan has the finest coarsest edge; the first of equals."""
     # Rounded, so that 2.9985 mm and 3 mm are a tie.
-    return min(
-        (m for m in Modality if m in study.volumes),
-        key=lambda m: round(max(study.volumes[m].spacing), 1),
-    )
+    return min(volumes, key=lambda key: round(max(volumes[key].spacing), 1))
+
+
+def movements_onto(fixed: Volume, others: Mapping[Key, Volume]) -> dict[Key, Movement]:
+    """How :func:`align_study` would move each scan onto ``fixed``; nothing is resampled.
+
+    Raises:
+        EnvironmentRefused: ``ENV_EXTRA`` when SimpleITK is missing.
+    """
+    with _one_thread(_simple_itk()) as sitk:
+        target = Target(sitk, fixed)
+        return {key: target.find(volume)[1] for key, volume in others.items()}
 
 
 def _mismatch(fixed: Volume, other: Volume, home: Modality, modality: Modality) -> Exception:
@@ -160,6 +195,15 @@ def _mismatch(fixed: Volume, other: Volume, home: Modality, modality: Modality) 
         "GEO_MISMATCH", f"{modality} is not on the grid of {home}", file=other.file,
         found=told(other), expected=told(fixed), hint="Use --align auto, or resample the scans onto one grid.",
     )  # fmt: skip
+
+
+def by_header(fixed: Volume, moving: Volume) -> Volume:
+    """``moving`` on the grid of ``fixed`` where its header says it lies, linearly; what registration begins with."""
+    with _one_thread(_simple_itk()) as sitk:
+        grid, image = _to_sitk(sitk, fixed, fixed.data), _to_sitk(sitk, moving, moving.data)
+        moved = sitk.Resample(image, grid, sitk.Transform(), sitk.sitkLinear, float(moving.data.min()))
+        data = np.asfortranarray(sitk.GetArrayFromImage(moved).transpose(2, 1, 0))
+    return on_grid_of(moving, fixed, data)
 
 
 def _simple_itk() -> Any:
@@ -181,7 +225,7 @@ def _one_thread(sitk: Any) -> Iterator[Any]:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
 
 
-class _Target:
+class Target:
     """The reference scan, prepared once for all contrasts that are moved onto it."""
 
     def __init__(self, sitk: Any, fixed: Volume) -> None:
@@ -192,20 +236,34 @@ class _Target:
     def register(self, moving: Volume) -> tuple[Volume, Movement]:
         """``moving`` on the reference grid, and how it came there."""
         begun = time.perf_counter()
-        small, _, centre = _working(self.sitk, moving)
+        transform, movement = self.find(moving)
+        data = self._resample(moving, transform)
+        return on_grid_of(moving, self.fixed, data), replace(movement, seconds=time.perf_counter() - begun)
+
+    def find(self, moving: Volume) -> tuple[Any, Movement]:
+        """The transform that brings ``moving`` onto the reference, and how far it moves."""
+        begun = time.perf_counter()
+        small, mask, centre = _working(self.sitk, moving)
         still = self._rigid((0.0, 0.0, 0.0))
         before = self._similarity(small, still)
         best, after, start = still, before, "header"
         for name, shift in (("header", np.zeros(3)), ("centre of mass", centre - self.centre)):
-            if name != "header" and (after > _TRUSTED or np.linalg.norm(shift) < _NEAR_MM):
+            if name != "header" and (after > TRUSTED or np.linalg.norm(shift) < _NEAR_MM):
                 continue
             found = self._optimise(small, self._rigid(shift))
             value = self._similarity(small, found)
             if value > after + _GAIN:
                 best, after, start = found, value, name
-        data = self._resample(moving, best)
-        movement = self._movement(best, before, after, start, best is not still, time.perf_counter() - begun)
-        return on_grid_of(moving, self.fixed, data), movement
+        overlaps = self._overlap(small, mask, still), self._overlap(small, mask, best)
+        registered, seconds = best is not still, time.perf_counter() - begun
+        movement = self._movement(best, (before, after), overlaps, start, registered=registered, seconds=seconds)
+        return best, movement
+
+    def likeness(self, volume: Volume) -> tuple[float, float]:
+        """Normalised mutual information with a scan as its header has it, and Dice overlap of the two heads."""
+        small, mask, _ = _working(self.sitk, volume)
+        still = self._rigid((0.0, 0.0, 0.0))
+        return round(self._similarity(small, still), 5), self._overlap(small, mask, still)
 
     def _rigid(self, shift: Any) -> Any:
         transform = self.sitk.Euler3DTransform()
@@ -238,6 +296,14 @@ class _Target:
         b = self.sitk.GetArrayViewFromImage(moved)[self.mask]
         return normalised_mutual_information(a, b)
 
+    def _overlap(self, small: Any, mask: NDArray[np.bool_], transform: Any) -> float:
+        """Dice overlap of the reference's head and the moved one, whose voxels may have another size."""
+        head = self.sitk.GetImageFromArray(mask.astype(np.float32))
+        head.CopyInformation(small)
+        moved = self.sitk.Resample(head, self.small, transform, self.sitk.sitkLinear, 0.0)
+        other = self.sitk.GetArrayViewFromImage(moved) > 0.5
+        return round(2 * float((self.mask & other).sum()) / max(1.0, float(self.mask.sum() + other.sum())), 4)
+
     def _resample(self, moving: Volume, transform: Any) -> NDArray[np.float32]:
         constant = border_constant(moving.data)
         fill = float(moving.data.min()) if constant is None else constant
@@ -246,23 +312,39 @@ class _Target:
         return np.asfortranarray(self.sitk.GetArrayFromImage(moved).transpose(2, 1, 0))
 
     def _movement(
-        self, transform: Any, before: float, after: float, start: str, registered: bool, seconds: float
+        self,
+        transform: Any,
+        similarities: tuple[float, float],
+        overlaps: tuple[float, float],
+        start: str,
+        *,
+        registered: bool,
+        seconds: float,
     ) -> Movement:
         matrix = np.eye(4)
         matrix[:3, :3] = np.array(transform.GetMatrix()).reshape(3, 3)
         matrix[:3, 3] = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
-        moved = np.array(transform.TransformPoint([float(mm) for mm in self.centre])) - self.centre
-        cosine = float(np.clip((np.trace(matrix[:3, :3]) - 1) / 2, -1, 1))
+        shift, rotation, _ = movement_of(matrix, self.centre)
         return Movement(
-            tuple(tuple(float(v) for v in row) for row in matrix),
-            round(before, 5),
-            round(after, 5),
-            float(np.linalg.norm(moved)),
-            float(np.degrees(np.arccos(cosine))),
-            registered,
-            start,
-            seconds,
+            transform=tuple(tuple(float(v) for v in row) for row in matrix),
+            similarity_before=round(similarities[0], 5),
+            similarity_after=round(similarities[1], 5),
+            shift_mm=shift,
+            rotation_deg=rotation,
+            registered=registered,
+            start=start,
+            seconds=seconds,
+            overlap_before=overlaps[0],
+            overlap_after=overlaps[1],
         )
+
+
+def movement_of(matrix: NDArray[np.float64], centre: NDArray[np.float64]) -> tuple[float, float, float]:
+    """What an affine ``(4, 4)`` does: millimetres at ``centre``, degrees of its rotation, scale of lengths."""
+    left, sizes, right = np.linalg.svd(matrix[:3, :3])
+    cosine = float(np.clip((np.trace(left @ right) - 1) / 2, -1, 1))
+    shift = float(np.linalg.norm(matrix[:3, :3] @ centre + matrix[:3, 3] - centre))
+    return shift, float(np.degrees(np.arccos(cosine))), float(np.prod(sizes) ** (1 / 3))
 
 
 def _to_sitk(sitk: Any, volume: Volume, data: NDArray[np.float32]) -> Any:
@@ -305,14 +387,46 @@ def normalised_mutual_information(a: NDArray[Any], b: NDArray[Any], bins: int = 
     return (entropy(share.sum(0)) + entropy(share.sum(1))) / both if both > 0 else 1.0
 
 
+def quality_rule(mode: str) -> str:
+    """The rule of :func:`_doubts` for people."""
+    rule = (
+        f"A registration passes when the normalised mutual information after it is at least {TRUSTED} and it moved"
+        f" the head by at most {_FAR_MM:.0f} mm and {_FAR_DEG:.0f} degrees."
+    )
+    if mode != "synra":
+        return rule
+    return (
+        f"{rule[:-1]}, when the mutual information did not fall by more"
+        f" than {_GAIN}, when the two heads overlap by at least"
+        f" {_LEAST_OVERLAP} (Dice), when the affine part changes lengths by at most {_MOST_SCALING:.0%}, and when the"
+        f" deformation is at most {_FAR_DEFORMED_MM:.0f} mm anywhere in the head."
+    )
+
+
 def _doubts(modality: Modality, movement: Movement, file: str) -> Iterator[Notice]:
     """The quality gate: a similarity or movement that two different heads show as well proves nothing."""
-    alike = movement.similarity_after >= _TRUSTED
-    if alike and movement.shift_mm <= _FAR_MM and movement.rotation_deg <= _FAR_DEG:
+    found = [*_moved_too_far(movement), *(_deformed_too_far(movement) if movement.method == "SyNRA" else ())]
+    if not found:
         return
     message = (
         f"{modality} may not lie on the reference: after moving it by {movement.shift_mm:.0f} mm and"
-        f" {movement.rotation_deg:.0f} degrees their similarity is {movement.similarity_after:.3f} (contrasts of one"
-        f" head usually reach {_TRUSTED}); look at the preview"
+        f" {movement.rotation_deg:.0f} degrees {', '.join(found)}; look at the preview"
     )
     yield Notice("GEO_ALIGN_POOR", message, file)
+
+
+def _moved_too_far(movement: Movement) -> Iterator[str]:
+    far = movement.shift_mm > _FAR_MM or movement.rotation_deg > _FAR_DEG
+    if movement.similarity_after < TRUSTED or far:
+        yield f"their similarity is {movement.similarity_after:.3f} (contrasts of one head usually reach {TRUSTED})"
+
+
+def _deformed_too_far(movement: Movement) -> Iterator[str]:
+    if movement.similarity_after < movement.similarity_before - _GAIN:
+        yield f"it was {movement.similarity_before:.3f} before"
+    if movement.overlap_after < _LEAST_OVERLAP:
+        yield f"the heads overlap by {movement.overlap_after:.2f} (expected {_LEAST_OVERLAP})"
+    if abs(movement.scale - 1) > _MOST_SCALING:
+        yield f"lengths were changed by a factor of {movement.scale:.2f}"
+    if movement.deformation_max_mm > _FAR_DEFORMED_MM:
+        yield f"the head was deformed by up to {movement.deformation_max_mm:.0f} mm"

@@ -15,6 +15,10 @@ from codebrain.vocabulary import Preparation
 
 Image = NDArray[np.float32]
 
+Slices = tuple[int, int] | int | None
+"""Which transverse slices of a grid: the first and one past the last, counted from below; the middle N; or, by
+default, those with head."""
+
 MARGIN = 2
 """Voxels around the head that stay in a slice."""
 
@@ -32,7 +36,7 @@ class Axis:
         stop: one past the last.
         scale: network pixels per voxel; 1 leaves voxels as they are.
         full: pixels of the uncut axis.
-        offset: pixel of the uncut axis at which the slice begins.
+        offset: pixel of the uncut axis at which the slice begins; negative where a fixed frame is larger than it.
         length: pixels of the slice.
     """
 
@@ -77,6 +81,8 @@ class Frame:
         slices: first slice with head and one past the last, counted from below.
         rows: anterior to posterior.
         columns: left to right.
+        fixed: whether slices have the frame of the preparation instead of being cut to the head; what lies beyond
+            the frame is then no part of an uncut slice.
     """
 
     shape: tuple[int, int, int]
@@ -85,18 +91,27 @@ class Frame:
     slices: tuple[int, int]
     rows: Axis
     columns: Axis
+    fixed: bool = False
 
     @classmethod
-    def fit(cls, foreground: NDArray[np.bool_], affine: NDArray[np.float64], preparation: Preparation) -> Frame:
+    def fit(
+        cls,
+        foreground: NDArray[np.bool_],
+        affine: NDArray[np.float64],
+        preparation: Preparation,
+        *,
+        slices: Slices = None,
+    ) -> Frame:
         """The frame around a head.
 
         Args:
             foreground: where the head is, ``(i, j, k)``.
             affine: of the grid, millimetres.
-            preparation: gives the pixel spacing and the multiple that slices are cut to.
+            preparation: gives the pixel spacing, and the frame or the multiple that slices are cut to.
+            slices: which transverse slices, see :data:`Slices`.
 
         Raises:
-            InputRefused: ``IN_NO_SIGNAL`` for an empty foreground.
+            InputRefused: ``IN_NO_SIGNAL`` for an empty foreground, ``DATA_SLICES`` for slices that the grid lacks.
         """
         if not foreground.any():
             raise refusal("IN_NO_SIGNAL", "no head was found in the scan", hint="Check that this is the right file.")
@@ -105,24 +120,33 @@ class Frame:
         spacing = np.round(np.linalg.norm(affine[:3, :3], axis=0), 5)[list(order)]
         scales = _scales((float(spacing[1]), float(spacing[0])), preparation.pixel_spacing_mm)
         occupied = np.flatnonzero(stack.any(axis=(1, 2)))
+        sides = [np.asarray(stack.any(axis=others)) for others in ((0, 2), (0, 1))]
+        frame = preparation.frame or (None, None)
+        rows, columns = (
+            _fit_axis(side, scale, preparation.multiple)
+            if pixels is None
+            else _fixed_axis(side, scale, preparation.multiple, pixels)
+            for side, scale, pixels in zip(sides, scales, frame, strict=True)
+        )
         return cls(
             shape=cast("tuple[int, int, int]", foreground.shape),
             order=order,
             flip=flip,
-            slices=(int(occupied[0]), int(occupied[-1]) + 1),
-            rows=_fit_axis(np.asarray(stack.any(axis=(0, 2))), scales[0], preparation.multiple),
-            columns=_fit_axis(np.asarray(stack.any(axis=(0, 1))), scales[1], preparation.multiple),
+            slices=_chosen(slices, occupied, len(stack)),
+            rows=rows,
+            columns=columns,
+            fixed=preparation.frame is not None,
         )
 
     @property
     def full_slice(self) -> tuple[int, int]:
         """Pixels ``(h, w)`` of a slice before the background was cut away."""
-        return self.rows.full, self.columns.full
+        return self.slice_shape[1:] if self.fixed else (self.rows.full, self.columns.full)
 
     @property
     def offset(self) -> tuple[int, int]:
         """Row and column of the uncut slice at which the cut one begins."""
-        return self.rows.offset, self.columns.offset
+        return (0, 0) if self.fixed else (self.rows.offset, self.columns.offset)
 
     @property
     def slice_shape(self) -> tuple[int, int, int]:
@@ -161,6 +185,24 @@ class Frame:
         grid[(slice(*self.slices), *window)] = stack.clip(*bounds)
         return _reorient_back(grid, self.order, self.flip)
 
+    def pixel_matrix(self) -> NDArray[np.float64]:
+        """Voxel ``(i, j, k, 1)`` to its place ``(slice, row, column, 1)`` in the slices, ``(4, 4)``.
+
+        What :meth:`apply` and :meth:`undo` do, as one affine map.
+        """
+        matrix = np.zeros((4, 4))
+        matrix[3, 3] = 1.0
+        backwards = (self.flip[2], not self.flip[1], self.flip[0])
+        scales = (1.0, self.rows.scale, self.columns.scale)
+        begins = (self.slices[0], self.rows.offset, self.columns.offset)
+        for place, (axis, back, scale, begin) in enumerate(
+            zip(self.order[::-1], backwards, scales, begins, strict=True)
+        ):
+            first = self.shape[axis] - 1 if back else 0
+            matrix[place, axis] = -scale if back else scale
+            matrix[place, 3] = (first + 0.5) * scale - 0.5 - begin
+        return matrix
+
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""
         return asdict(self)
@@ -169,7 +211,23 @@ class Frame:
     def from_dict(cls, raw: Mapping[str, Any]) -> Frame:
         """Inverse of :meth:`as_dict`."""
         tuples = {name: tuple(raw[name]) for name in ("shape", "order", "flip", "slices")}
-        return cls(**cast("dict[str, Any]", tuples), rows=Axis(**raw["rows"]), columns=Axis(**raw["columns"]))
+        axes = {name: Axis(**raw[name]) for name in ("rows", "columns")}
+        return cls(**cast("dict[str, Any]", tuples | axes), fixed=bool(raw.get("fixed", False)))
+
+
+def _chosen(slices: Slices, occupied: NDArray[np.intp], count: int) -> tuple[int, int]:
+    """First slice and one past the last, of ``count``."""
+    if slices is None:
+        return int(occupied[0]), int(occupied[-1]) + 1
+    if isinstance(slices, int):
+        slices = ((count - slices) // 2, (count - slices) // 2 + slices)
+    if not 0 <= slices[0] < slices[1] <= count:
+        raise refusal(
+            "DATA_SLICES", "the scan has not the transverse slices that are asked for", found=f"{count} slices",
+            expected=f"{slices[1] - slices[0]} from number {slices[0]} on",
+            hint="Thick slices are no data of this protocol; leave the subject out, or ask for other --slices.",
+        )  # fmt: skip
+    return slices
 
 
 def _to_ras(affine: NDArray[np.float64]) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
@@ -178,6 +236,13 @@ def _to_ras(affine: NDArray[np.float64]) -> tuple[tuple[int, int, int], tuple[bo
     order = tuple(int(np.flatnonzero(codes[:, 0] == world)[0]) for world in range(3))
     flip = tuple(bool(codes[axis, 1] < 0) for axis in order)
     return cast("tuple[int, int, int]", order), cast("tuple[bool, bool, bool]", flip)
+
+
+def ras_view(data: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """A view ``(i, j, k)`` -> ``(right, anterior, superior)``, nearest axes, and its voxel edges in millimetres."""
+    order, flip = _to_ras(affine)
+    turned = data.transpose(order)[tuple(slice(None, None, -1 if back else 1) for back in flip)]
+    return turned, np.linalg.norm(affine[:3, :3], axis=0)[list(order)]
 
 
 def _reorient(data: NDArray[Any], order: tuple[int, int, int], flip: tuple[bool, bool, bool]) -> NDArray[Any]:
@@ -214,16 +279,33 @@ def _fit_axis(occupied: NDArray[np.bool_], scale: float, multiple: int) -> Axis:
     return Axis(size, start, stop, float(scale), full, offset, length)
 
 
+def _fixed_axis(occupied: NDArray[np.bool_], scale: float, multiple: int, pixels: int) -> Axis:
+    """A window of ``pixels`` in the middle of the axis.
+
+    It moves only where it would cut the head, and grows to a multiple only where the head is larger than it.
+    """
+    head = _fit_axis(occupied, scale, multiple)
+    length = max(-(-pixels // multiple) * multiple, head.length)
+    full = int(np.ceil(head.size * scale - 1e-6))
+    places = np.flatnonzero(occupied)
+    first, last = int(places[0] * scale), int(np.ceil((places[-1] + 1) * scale - 1e-6))
+    offset = int((full - length) / 2)  # towards zero, as the slice store places slices in frames
+    offset = max(min(offset, first), last - length)
+    start, stop = int(np.ceil(offset / scale - 1e-6)), int((offset + length) / scale + 1e-6)
+    start, stop = max(0, start), min(head.size, stop)
+    return Axis(head.size, start, stop, float(scale), full, offset, length)
+
+
 def _see(stack: Image, axis_: Axis, *, axis: int) -> Image:
     """Voxels to pixels along one axis."""
     weights = axis_.forward()
     if weights is not None:
         return _weigh(stack, weights, axis)
-    end = min(axis_.offset + axis_.length, axis_.size)
+    begin, end = max(0, axis_.offset), min(axis_.offset + axis_.length, axis_.size)
     window = [slice(None)] * 3
-    window[axis] = slice(axis_.offset, end)
+    window[axis] = slice(begin, end)
     pad = [(0, 0)] * 3
-    pad[axis] = (0, axis_.offset + axis_.length - end)
+    pad[axis] = (begin - axis_.offset, axis_.offset + axis_.length - end)
     return np.pad(stack[tuple(window)], pad)
 
 

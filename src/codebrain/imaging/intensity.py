@@ -128,9 +128,16 @@ def fit_normalisation(preparation: Preparation, data: Image, foreground: Mask) -
         InputRefused: ``IN_NO_SIGNAL``.
     """
     if preparation.normalisation == "min_max":
-        return MinMax().fit(data, foreground)
+        whole = preparation.background == "kept"
+        return MinMax().fit(data, np.ones_like(foreground) if whole else foreground)
     lower, upper = preparation.percentiles
     return Percentile(lower=lower, upper=upper).fit(data, foreground)
+
+
+def to_unit(preparation: Preparation, normalisation: Normalisation, data: Image, foreground: Mask) -> Image:
+    """``data`` ``(i, j, k)`` in [0, 1], 0 around the head unless ``preparation`` keeps the background."""
+    unit = normalisation.apply(data)
+    return unit if preparation.background == "kept" else unit * foreground
 
 
 def normalisation_from_dict(raw: Mapping[str, Any]) -> MinMax | Percentile:

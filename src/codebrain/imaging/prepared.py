@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from codebrain.errors import Notice, refusal
-from codebrain.imaging.align import AlignmentRecord, align_study
-from codebrain.imaging.frame import Frame
-from codebrain.imaging.intensity import MinMax, Percentile, fit_normalisation, foreground_mask
+from codebrain.imaging.align import AlignmentRecord, AlignMode, align_study
+from codebrain.imaging.domain import judge_domain
+from codebrain.imaging.frame import Frame, Slices
+from codebrain.imaging.intensity import MinMax, Percentile, fit_normalisation, foreground_mask, to_unit
 from codebrain.imaging.study import Study
 from codebrain.imaging.volume import Volume
 from codebrain.vocabulary import Modality, Preparation
@@ -24,7 +24,7 @@ class PreparedStudy:
 
     Attributes:
         name: the study's name.
-        slices: ``(n, m, h, w)`` float32 in [0, 1]; 0 outside the head and for absent contrasts.
+        slices: ``(n, m, h, w)`` float32 in [0, 1]; 0 for absent contrasts, and outside the head unless it is kept.
         available: which of the preparation's contrasts the study has.
         frame: slices to grid and back.
         normalisations: scanner units to [0, 1] and back, by contrast.
@@ -53,36 +53,40 @@ def prepare_study(
     study: Study,
     preparation: Preparation,
     *,
-    align: Literal["auto", "none"] = "auto",
+    align: AlignMode = "auto",
     reference: Modality | None = None,
+    slices: Slices = None,
 ) -> PreparedStudy:
     """Bring a study to the form that a model was trained on.
 
     Args:
         study: checked scans, on any grids.
         preparation: channel order, normalisation, spacing.
-        align: ``auto`` registers scans that are on other grids, ``none`` refuses them.
+        align: ``auto`` registers scans that are on other grids, ``none`` refuses them; see
+            :func:`codebrain.imaging.align.align_study`.
         reference: whose grid; by default the contrast with the finest coarsest edge.
+        slices: which transverse slices of the reference's grid; by default those with head.
 
     Raises:
         UsageError: ``MOD_NONE`` when the preparation knows none of the contrasts.
-        InputRefused: ``GEO_MISMATCH``, ``IN_NO_SIGNAL``.
-        EnvironmentRefused: ``ENV_EXTRA`` when registration is needed and SimpleITK is missing.
+        InputRefused: ``GEO_MISMATCH``, ``GEO_ALIGN_FAILED``, ``IN_NO_SIGNAL``, ``DATA_SLICES``, ``MODEL_DOMAIN``.
+        EnvironmentRefused: ``ENV_EXTRA`` when registration is needed and its library is missing.
     """
     known = _known(study, preparation)
+    unlike = judge_domain(known.volumes, preparation.domain)
     aligned, alignment = align_study(known, mode=align, reference=reference)
     masks = {m: foreground_mask(volume.data) for m, volume in aligned.volumes.items()}
     foreground = np.logical_or.reduce(list(masks.values()))
     home = aligned.volumes[alignment.reference]
-    frame = Frame.fit(foreground, home.affine, preparation)
+    frame = Frame.fit(foreground, home.affine, preparation, slices=slices)
     normalisations = {m: fit_normalisation(preparation, volume.data, masks[m]) for m, volume in aligned.volumes.items()}
-    slices = np.zeros((frame.slice_shape[0], len(preparation.modalities), *frame.slice_shape[1:]), np.float32)
+    stack = np.zeros((frame.slice_shape[0], len(preparation.modalities), *frame.slice_shape[1:]), np.float32)
     for m, volume in aligned.volumes.items():
-        unit = normalisations[m].apply(volume.data) * masks[m]
-        slices[:, preparation.modalities.index(m)] = frame.apply(unit)
+        unit = to_unit(preparation, normalisations[m], volume.data, masks[m])
+        stack[:, preparation.modalities.index(m)] = frame.apply(unit)
     return PreparedStudy(
         name=study.name,
-        slices=slices,
+        slices=stack,
         available=preparation.modalities.pattern(aligned.volumes),
         frame=frame,
         normalisations=normalisations,
@@ -91,7 +95,7 @@ def prepare_study(
         reference=home,
         reference_modality=alignment.reference,
         preparation=preparation,
-        notices=(*(n for v in study.volumes.values() for n in v.notices), *alignment.notices),
+        notices=(*(n for v in study.volumes.values() for n in v.notices), *unlike, *alignment.notices),
     )
 
 

@@ -135,9 +135,27 @@ def write_bytes(target: Path | str, content: bytes) -> None:
         stream.write(content)
 
 
+def write_scratch(target: Path | str, chunks: Iterable[bytes]) -> int:
+    """Write a file into a temporary folder of our own, where nothing need outlast us; gives its length.
+
+    Raises:
+        EnvironmentRefused: ``OUT_SPACE``, ``OUT_PERMISSION``.
+    """
+    target, written = Path(target), 0
+    try:
+        with target.open("xb") as stream:
+            for chunk in chunks:
+                written += stream.write(chunk)
+    except OSError as error:
+        if error.filename not in (None, str(target)):
+            raise
+        raise output_refusal(error, target.parent) from error
+    return written
+
+
 def write_text(target: Path | str, content: str) -> None:
-    """Write UTF-8 text to ``target``, all or nothing."""
-    write_bytes(target, content.encode())
+    """Write UTF-8 text to ``target``, all or nothing; bytes of a file name that are no text become escapes."""
+    write_bytes(target, content.encode("utf-8", "backslashreplace"))
 
 
 def write_json(target: Path | str, content: object) -> None:
@@ -200,12 +218,18 @@ def _take_places(stage: Path, folder: Path, last: Path, removed: list[Path]) -> 
             if not target.parent.is_dir():
                 target.parent.mkdir()
                 undo.callback(target.parent.rmdir)
+            with contextlib.suppress(FileNotFoundError):  # a replaced file keeps its mode
+                if not target.is_symlink():
+                    (stage / name).chmod(stat.S_IMODE(target.stat().st_mode))
             _step_aside(target, aside / name, undo)
             (stage / name).replace(target)
             undo.callback(target.unlink)
         for place in {(folder / name).parent for name in files}:
             fsync_path(place)
         undo.pop_all()
+    for place in {(folder / name).parent for name in removed} - {folder}:
+        with contextlib.suppress(OSError):  # something is still in it
+            place.rmdir()
 
 
 def _step_aside(target: Path, aside: Path, undo: contextlib.ExitStack) -> None:

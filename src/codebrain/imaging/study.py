@@ -11,6 +11,9 @@ from typing import Any
 
 from codebrain.errors import CodeBrainError, refusal
 from codebrain.imaging import bids
+from codebrain.imaging.dicom.convert import agreeing_series, read_series
+from codebrain.imaging.dicom.find import only_series
+from codebrain.imaging.dicom.series import Series
 from codebrain.imaging.volume import MAX_VOXELS, Volume, read_volume
 from codebrain.vocabulary import Modality
 
@@ -36,15 +39,18 @@ class Study:
         max_voxels: int = MAX_VOXELS,
         volume_index: int | None = None,
         accept_no_orientation: bool = False,
+        accept_synthetic: bool = False,
     ) -> Study:
         """Read and check every scan.
 
         Args:
-            files: path or nibabel image by contrast; aliases accepted.
+            files: by contrast (aliases accepted) the path of a NIfTI file or of a folder, zip or file with one
+                DICOM series, a nibabel image, or a :class:`~codebrain.imaging.dicom.series.Series`.
             name: the study's name.
             max_voxels: see :func:`codebrain.imaging.volume.read_volume`.
             volume_index: likewise.
             accept_no_orientation: likewise; all scans must then lack orientation and have one shape.
+            accept_synthetic: likewise.
 
         Raises:
             UsageError: ``MOD_NONE``, ``MOD_UNKNOWN``, ``MOD_DUPLICATE``.
@@ -53,18 +59,26 @@ class Study:
         named = _by_modality(files)
         _refuse_same_source(named)
         volumes = {
-            modality: read_volume(
+            modality: _read_scan(
                 source,
                 name=None if isinstance(source, str | Path) else str(modality),
                 max_voxels=max_voxels,
                 volume_index=volume_index,
                 accept_no_orientation=accept_no_orientation,
+                accept_synthetic=accept_synthetic,
             )
             for modality, source in named.items()
         }
         _refuse_same_content(volumes)
         _require_agreement_without_orientation(volumes)
-        return cls(name, volumes)
+        return cls(name, agreeing_series(volumes))
+
+
+def _read_scan(source: Any, **reading: Any) -> Volume:
+    """A volume from whatever a scan is given as."""
+    if isinstance(source, str | Path):
+        source = only_series(Path(source).expanduser()) or source
+    return read_series(source, **reading) if isinstance(source, Series) else read_volume(source, **reading)
 
 
 def _by_modality(files: Mapping[Any, Any]) -> dict[Modality, Any]:
@@ -182,10 +196,28 @@ def modality_of(file_name: str) -> Modality | None:
     return bids.with_entities(modality, bids.entities_in(match["stem"]))[0]
 
 
-def sessions_in(folder: Path | str) -> list[str]:
-    """The sessions of a BIDS subject's folder, or the subjects of a data set's; none elsewhere."""
-    names = sorted(path.name for path in Path(folder).expanduser().iterdir() if path.is_dir())
-    return [name for name in names if re.fullmatch(r"(ses|sub)-[0-9A-Za-z+]+", name)]
+def find_session(folder: Path | str) -> dict[Modality, Path]:
+    """As :func:`find_files`, also for the folder of a BIDS subject with one session.
+
+    Raises:
+        InputRefused: as :func:`find_files`; ``BIDS_AMBIGUOUS`` for several sessions, or for a whole data set.
+    """
+    folder = Path(folder).expanduser()
+    found = find_files(folder)
+    if found:
+        return found
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    inside = [name for name in names if re.fullmatch(r"(ses|sub)-[0-9A-Za-z+]+", name)]
+    if len(inside) == 1 and inside[0].startswith("ses-"):
+        return find_files(folder / inside[0])
+    if inside:
+        subjects = inside[0].startswith("sub-")
+        raise refusal(
+            "BIDS_AMBIGUOUS", f"the folder holds {len(inside)} {'subjects' if subjects else 'sessions'}", file=folder,
+            found=", ".join(inside[:20]) + (", ..." if len(inside) > 20 else ""), expected="one study",
+            hint="Give one of these folders, or impute them all with codebrain-bids.",
+        )  # fmt: skip
+    return {}
 
 
 def _ambiguous(modality: Modality, paths: Sequence[Path], folder: Path) -> CodeBrainError:

@@ -105,3 +105,14 @@ def test_a_worker_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
             return
         time.sleep(0.02)
     pytest.fail("the worker lives on")
+
+
+def _threads(number: int, tell: Tell) -> list[str]:
+    return [os.environ[name] for name in ("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "OMP_NUM_THREADS")]
+
+
+def test_processes_are_born_with_their_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", raising=False)
+    assert list(isolated(_threads, [1], jobs=1, died=lambda *_: [], threads=3)) == [["3", "3"]]
+    assert os.environ["OMP_NUM_THREADS"] == "7" and "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS" not in os.environ

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from codebrain.data import prepare as module
+from codebrain.data.manifest import SubjectRecord, domain_of
 from codebrain.data.prepare import prepare_folder
 from codebrain.data.slices import SliceStore
 from codebrain.errors import EnvironmentRefused, InputRefused, refusal
-from codebrain.vocabulary import ModalitySet, Preparation
+from codebrain.vocabulary import ModalitySet, Preparation, TrainingDomain
 from fabricated import fabricate_study
 
 PREPARATION = Preparation(ModalitySet.parse("T1,T2,FLAIR,T1Gd"), pixel_spacing_mm=None)
@@ -90,6 +91,20 @@ def test_the_scale_is_the_median_over_training_subjects(store: SliceStore) -> No
     assert store.preparation.intensity_scale["T1Gd"] == store.record("p-1").intensity_range["T1Gd"]
 
 
+def test_what_the_training_scans_were_like_is_recorded(store: SliceStore) -> None:
+    """Of the training subjects; it goes into the model folder with the preparation."""
+    assert store.preparation.domain == TrainingDomain(("stripped",), (6.0, 6.0), 1.0)
+    assert {row["heads"] for row in _table(store.root)} == {"stripped"}
+
+
+def test_a_record_from_before_there_was_a_domain(store: SliceStore) -> None:
+    raw = store.record("p-1").as_dict()
+    del raw["domain"]
+    older = SubjectRecord.from_dict(raw)
+    assert older.domain is None and older.as_dict() == raw  # so that its fingerprint is the same
+    assert domain_of([older, store.record("p-2")]) is None
+
+
 def test_no_machine_path_is_recorded(store: SliceStore, studies: Path) -> None:
     for path in [
         store.root / "manifest.json",
@@ -123,10 +138,11 @@ def test_workers_give_the_same_store(tmp_path: Path) -> None:
     assert {name for _, _, name in seen} == {"a", "b"}
 
 
+@pytest.mark.row("F10")
 def test_a_worker_that_is_killed_is_a_refused_study(
     studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def out_of_memory(function, tasks, *, jobs, died):  # type: ignore[no-untyped-def]
+    def out_of_memory(function, tasks, *, jobs, died, threads):  # type: ignore[no-untyped-def]
         for task in tasks:
             yield died(task, -9) if task.subject.subject == "p-3" else function(task, print)
 
@@ -330,3 +346,47 @@ def test_manifest_is_json_without_nan(store: SliceStore) -> None:
     raw = json.loads((store.root / "manifest.json").read_text(), parse_constant=refuse)
     assert raw["schema_version"] == 1
     assert raw["created_by"].startswith("codebrain ")
+
+
+def test_fewer_studies_at_a_time_where_memory_is_short(
+    studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = {}
+
+    def seen(function, tasks, **how):  # type: ignore[no-untyped-def]
+        asked.update(how)
+        yield from (function(task, print) for task in tasks)
+
+    monkeypatch.setattr(module, "isolated", seen)
+    monkeypatch.setattr("codebrain.machine.memory_limit", lambda: 4 << 30)
+    monkeypatch.setattr(module, "allotted_cores", lambda: 8)
+    _prepare(studies, tmp_path / "store", jobs=8)
+    assert (asked["jobs"], asked["threads"]) == (2, 4)
+    assert "2 studies at a time instead of 8" in caplog.text
+
+
+def test_a_frame_and_slices_are_part_of_the_task(studies: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    target = tmp_path / "store"
+    _prepare(studies, target)
+    worked = _count_work(monkeypatch)
+    framed = Preparation(PREPARATION.modalities, pixel_spacing_mm=None, frame=(40, 32))
+    manifest = _prepare(studies, target, preparation=framed, resume=True)
+    assert len(worked) == 5
+    assert {record.shape[2:] for record in manifest.records} == {(40, 32)} == {r.full_slice for r in manifest.records}
+    assert {record.offset for record in manifest.records} == {(0, 0)}
+
+
+def test_libraries_write_their_temporary_files_into_the_store(studies: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    import tempfile
+
+    places, real, before = [], module.prepare_study, tempfile.gettempdir()
+
+    def looked(study, *args, **kwargs):  # type: ignore[no-untyped-def]
+        places.append(Path(tempfile.gettempdir()))
+        return real(study, *args, **kwargs)
+
+    monkeypatch.setattr(module, "prepare_study", looked)
+    _prepare(studies, tmp_path / "store")
+    assert {place.parent for place in places} == {tmp_path / "store"} and len(set(places)) == 5
+    assert tempfile.gettempdir() == before
+    assert not [path for path in (tmp_path / "store").iterdir() if path.name.startswith(".")]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from codebrain.data.sources import find_subjects, finder, patient_of
-from codebrain.errors import InputRefused, UsageError
+from codebrain.data.sources import find_subjects, patient_of
+from codebrain.errors import InputRefused
 from codebrain.vocabulary import Modality, ModalitySet
 
 
@@ -141,12 +141,6 @@ def test_no_studies(tmp_path: Path) -> None:
     _study(tmp_path / "one", "T1.nii.gz", "T2.nii.gz")
     with pytest.raises(InputRefused, match="Give the folder above it"):
         find_subjects(tmp_path / "one")
-
-
-def test_a_kind_that_is_not_there_yet() -> None:
-    assert finder("folder") is find_subjects
-    with pytest.raises(UsageError, match="no source 'ixi'"):
-        finder("ixi")
 
 
 @pytest.mark.data

@@ -172,3 +172,78 @@ def test_one_real_head_in_48_orders_is_one_array(real_data):
             prepared = prepare_study(study, preparation(spacing))
             np.testing.assert_allclose(prepared.slices, first.setdefault(spacing, prepared.slices), atol=1e-4)
             assert prepared.frame.undo(prepared.slices[:, 0]).shape == prepared.reference.data.shape
+
+
+# A fixed frame
+
+
+def framed(frame, spacing=None, multiple=8):
+    return Preparation(ModalitySet.parse("T1"), pixel_spacing_mm=spacing, multiple=multiple, frame=frame)
+
+
+@pytest.mark.parametrize("frame", [(32, 24), (40, 32)], ids=["padded", "padded more"])
+def test_a_fixed_frame_is_the_middle_of_the_grid_wherever_the_head_lies(frame):
+    data, affine = smooth(), affine_of(5, SHAPE)
+    off_centre = np.zeros(SHAPE, bool)
+    off_centre[12:17, 3:9, 4:8] = True
+    frames = [Frame.fit(mask, affine, framed(frame)) for mask in (ball(), off_centre, np.ones(SHAPE, bool))]
+    assert {f.slice_shape[1:] for f in frames} == {frame} == {f.full_slice for f in frames}
+    assert {f.offset for f in frames} == {(0, 0)}
+    assert len({(f.rows.offset, f.columns.offset) for f in frames}) == 1
+    slices = frames[2].apply(data)
+    top, left = (frame[0] - SHAPE[1]) // 2, (frame[1] - SHAPE[0]) // 2
+    np.testing.assert_array_equal(slices[0, top : top + SHAPE[1], left : left + SHAPE[0]], data[:, ::-1, 0].T)
+    np.testing.assert_array_equal(frames[2].undo(slices), data)
+
+
+def test_a_fixed_frame_cuts_a_larger_grid_in_the_middle():
+    mask = ball(radius=0.2)
+    frame = Frame.fit(mask, affine_of(5, SHAPE), framed((16, 16)))
+    data = smooth()
+    # Odd edges around an even frame: of 23 rows 3 go at the front and 4 at the back, of 19 columns 1 and 2.
+    np.testing.assert_array_equal(frame.apply(data)[0], data[1:17, ::-1, frame.slices[0]].T[3:19])
+    back = frame.undo(frame.apply(data), fill=-7)
+    np.testing.assert_array_equal(back[mask], data[mask])
+
+
+@pytest.mark.parametrize("spacing", [None, 4.0])
+@pytest.mark.parametrize("size", [8, 16, 24])
+def test_no_fixed_frame_ever_cuts_a_head(spacing, size):
+    for corner in itertools.product((0, 7), (0, 9), (0, 5)):
+        mask = np.zeros(SHAPE, bool)
+        mask[tuple(slice(c, c + 10) for c in corner)] = True
+        frame = Frame.fit(mask, affine_of(5, SHAPE), framed((size, size), spacing))
+        _, h, w = frame.slice_shape
+        assert (h % 8, w % 8) == (0, 0) and h >= size and w >= size
+        back = frame.undo(frame.apply(smooth()))
+        np.testing.assert_allclose(back[mask], smooth()[mask], atol=0 if spacing is None else 0.03)
+
+
+def test_slices_are_counted_from_below_in_every_order_of_the_axes():
+    data, mask, affine = smooth(), ball(), affine_of(5, SHAPE)
+    wanted = data[:, ::-1, 4:9].transpose(2, 1, 0)
+    for orientation in all_orientations():
+        other, where = turned(data, affine, orientation)
+        frame = Frame.fit(turned(mask, affine, orientation)[0], where, framed((24, 24)), slices=(4, 9))
+        assert frame.slices == (4, 9)
+        np.testing.assert_array_equal(frame.apply(other)[:, : SHAPE[1], 2 : 2 + SHAPE[0]], wanted)
+
+
+@pytest.mark.parametrize("slices", [(0, 16), (-1, 4), (5, 5), (9, 4), 16, 0])
+def test_slices_that_the_grid_lacks(slices):
+    with pytest.raises(CodeBrainError, match="15 slices") as caught:
+        Frame.fit(ball(), affine_of(5, SHAPE), framed((24, 24)), slices=slices)
+    assert caught.value.code == "DATA_SLICES"
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(15, (0, 15)), (5, (5, 10)), (6, (4, 10)), (1, (7, 8))])
+def test_the_middle_slices(count, wanted):
+    assert Frame.fit(ball(), affine_of(5, SHAPE), framed((24, 24)), slices=count).slices == wanted
+
+
+def test_a_fixed_frame_survives_json_and_older_records_have_none():
+    frame = Frame.fit(ball(), affine_of(5, SHAPE), framed((32, 32)), slices=(2, 5))
+    raw = json.loads(json.dumps(frame.as_dict()))
+    assert Frame.from_dict(raw) == frame
+    del raw["fixed"]
+    assert not Frame.from_dict(raw).fixed

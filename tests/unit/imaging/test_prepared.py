@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -124,3 +126,25 @@ def test_a_real_study_in_a_four_dimensional_file(real_data):
     assert prepared.alignment.moved == {}
     assert prepared.frame.full_slice == (240, 240)
     assert isinstance(prepared.frame, Frame) and 0.2 < prepared.slices[:, 1][prepared.slices[:, 1] > 0].mean() < 0.6
+
+
+KEPT = Preparation(ModalitySet.parse("T1,T2"), "min_max", pixel_spacing_mm=None, frame=(48, 40), background="kept")
+
+
+def test_a_kept_background_is_scaled_with_the_whole_volume():
+    def whole_head(data):
+        """Air that is not quite dark, with a speck that is darker than anything in the head."""
+        data = data + 20
+        data[0, 0, 0] = 0
+        return data
+
+    prepared = prepare_study(study(T1=whole_head, T2=None), KEPT, slices=(3, 20))
+    data = whole_head(head("T1"))
+    assert prepared.slices.shape == (17, 2, 48, 40)
+    assert (prepared.normalisations[Modality.T1].low, prepared.normalisations[Modality.T1].high) == (0, data.max())
+    rows, columns = slice(6, 42), slice(4, 36)  # 36 x 32 voxels in the middle of 48 x 40
+    wanted = (data / data.max())[:, ::-1, 3:20].transpose(2, 1, 0)
+    np.testing.assert_allclose(prepared.slices[:, 0, rows, columns], wanted, atol=1e-6)
+    assert not prepared.slices[:, 0, :6].any()
+    zeroed = prepare_study(study(T1=whole_head, T2=None), replace(KEPT, background="zero"))
+    assert not zeroed.slices[:, 0, 6, 4].any()

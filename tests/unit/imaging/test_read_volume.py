@@ -144,7 +144,7 @@ def test_what_is_no_scan_is_named(content, word, name, tmp_path):
     assert error.code == "IN_FORMAT" and word in str(error)
 
 
-@pytest.mark.parametrize("name", ["t1.mgz", "t1.mgh", "t1.mnc", "t1.nrrd", "t1.dcm"])
+@pytest.mark.parametrize("name", ["t1.mgz", "t1.mnc", "t1.nrrd", "t1.dcm"])
 def test_formats_that_are_not_read_name_a_converter(name, tmp_path):
     error = refused(tmp_path, bytes(4000), name)
     assert error.code == "IN_FORMAT" and error.hint
@@ -339,6 +339,104 @@ def test_scaling(tmp_path):
         assert refused(tmp_path, zipped(patch(patch(WHOLE, scans.SLOPE, 1.0), scans.INTERCEPT, intercept))).code == (
             "IN_HEADER"
         )
+
+
+# --- Pairs and FreeSurfer's files ---
+
+
+def pair(folder, cls=nib.Nifti1Pair, order="<", name="t1.img"):
+    image = cls(head(), affine_of(), cls.header_class(endianness=order))
+    image.set_sform(affine_of(), 1)
+    image.header.set_xyzt_units("mm")
+    nib.save(image, folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("cls", [nib.Nifti1Pair, nib.Nifti2Pair])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_a_pair_is_read_by_either_name(cls, order, end, tmp_path):
+    pair(tmp_path, cls, order, f"t1.img{end}")
+    volumes = [read_volume(tmp_path / f"t1.{part}{end}") for part in ("hdr", "img")]
+    for volume in volumes:
+        np.testing.assert_array_equal(volume.data, head())
+        np.testing.assert_allclose(volume.affine, affine_of())
+        assert codes(volume) == []
+    assert volumes[0].sha256 == volumes[1].sha256
+
+
+def test_either_file_of_a_pair_counts(tmp_path):
+    pair(tmp_path)
+    before = read_volume(tmp_path / "t1.img").sha256
+    header = (tmp_path / "t1.hdr").read_bytes()
+    (tmp_path / "t1.hdr").write_bytes(patch(header, (148, "B"), 65))
+    assert read_volume(tmp_path / "t1.img").sha256 != before
+    (tmp_path / "t1.hdr").write_bytes(patch(header, scans.VOX_OFFSET, 16.0))
+    assert refused_file(tmp_path / "t1.img") == "IN_TRUNCATED"
+    (tmp_path / "t1.hdr").write_bytes(header)
+    (tmp_path / "t1.img").write_bytes((tmp_path / "t1.img").read_bytes()[:-1])
+    assert refused_file(tmp_path / "t1.hdr") == "IN_TRUNCATED"
+    (tmp_path / "t1.hdr").write_bytes(WHOLE[:352])
+    assert refused_file(tmp_path / "t1.img") == "IN_FORMAT"
+    (tmp_path / "t1.hdr").unlink()
+    assert refused_file(tmp_path / "t1.img") == "IN_NOT_A_FILE"
+    assert refused_file(tmp_path / "t1.hdr") == "IN_NOT_A_FILE"
+
+
+def refused_file(path):
+    with pytest.raises(CodeBrainError) as caught:
+        read_volume(path)
+    return caught.value.code
+
+
+def mgh(data=None, affine=None, *fields):
+    """The bytes of an MGH file; ``fields`` are (offset, struct code, value)."""
+    content = bytearray(nib.MGHImage(head() if data is None else data, affine_of() if affine is None else affine)
+                        .to_bytes())  # fmt: skip
+    for offset, code, value in fields:
+        struct.pack_into(f">{code}", content, offset, value)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", "i4", "f4"])
+def test_freesurfer_files_are_read(dtype, tmp_path):
+    turned = affine_of()
+    turned[:3, :3] = [[0, 4.33, 2.5], [0, -2.5, 4.33], [-5, 0, 0]]
+    data = head_of_whole_numbers().astype(dtype)
+    for content, name in ((mgh(data, turned), "t1.mgh"), (zipped(mgh(data, turned)), "t1.mgz")):
+        volume = read(tmp_path, content, name)
+        np.testing.assert_array_equal(volume.data, data)
+        np.testing.assert_allclose(volume.affine, nib.MGHImage.from_bytes(mgh(data, turned)).affine)
+        assert codes(volume) == [] and volume.orientation == "IRA"
+        assert volume.shape_on_disk == scans.SHAPE
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ([(0, "i", 2)], "IN_FORMAT"),
+        ([(4, "i", 0)], "IN_HEADER"),
+        ([(4, "i", -5)], "IN_HEADER"),
+        ([(4, "i", 2**30)], "IN_TOO_BIG"),
+        ([(16, "i", 3)], "IN_NDIM"),
+        ([(20, "i", 7)], "IN_DTYPE"),
+        ([(28, "h", 0)], "GEO_NO_ORIENTATION"),
+        ([(30, "f", nan)], "GEO_AFFINE"),
+        ([(42, "f", nan)], "GEO_AFFINE"),
+        ([(30, "f", 0.5)], "GEO_FOV"),
+    ],
+)
+def test_broken_freesurfer_headers(fields, code, tmp_path):
+    assert refused(tmp_path, zipped(mgh(None, None, *fields)), "t1.mgz").code == code
+
+
+def test_freesurfer_files_that_are_cut_or_misnamed(tmp_path):
+    content = mgh()
+    assert refused(tmp_path, zipped(content)[:-9], "t1.mgz").code == "IN_TRUNCATED"
+    assert refused(tmp_path, zipped(content[:200]), "t1.mgz").code == "IN_TRUNCATED"
+    assert refused(tmp_path, content[:5000], "t1.mgh").code == "IN_TRUNCATED"
+    assert "t1.mgh" in str(refused(tmp_path, content, "t1.mgz").hint)
+    assert "t1.mgz" in str(refused(tmp_path, zipped(content), "t1.mgh").hint)
 
 
 # --- Values ---

@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,7 @@ def _flip(file: Path) -> None:
     file.write_bytes(bytes(content))
 
 
+@pytest.mark.row("F1", "F3", "F5", "F6")
 @pytest.mark.parametrize("case", SPOILED)
 def test_a_spoiled_folder_is_refused(case: str, folder: Path) -> None:
     code, spoil = SPOILED[case]
@@ -99,6 +101,7 @@ def test_the_sentence_names_the_field(folder: Path) -> None:
         load_model(folder)
 
 
+@pytest.mark.row("F7")
 def test_weights_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
     modalities = ModalitySet.parse("T1,T2")
     model = build_model("codebrain", modalities, {"width": 1, "depth": 1})
@@ -178,6 +181,7 @@ def forget(facts: dict, *names: str) -> None:
     facts["settings"] = json.dumps({name: value for name, value in settings.items() if name not in names})
 
 
+@pytest.mark.row("F6")
 def test_a_folder_from_before_a_setting_existed_has_its_default(folder: Path) -> None:
     new = load_model(folder)
     rewrite_header(folder, lambda facts: forget(facts, "condition"))
@@ -204,3 +208,29 @@ def test_a_header_without_settings_is_refused(folder: Path) -> None:
     with pytest.raises(ModelRefused) as caught:
         load_model(folder)
     assert caught.value.code == "CKPT_MISMATCH"
+
+
+def test_a_fixed_frame_travels_with_the_model(folder: Path) -> None:
+    model = load_model(folder)
+    preparation = replace(model.preparation, frame=(256, 240), background="kept")
+    save_model(model, folder, preparation=preparation)
+    assert load_model(folder).preparation == preparation
+
+
+@pytest.mark.parametrize("field", ["frame", "background"])
+def test_another_frame_than_the_weights_declare_is_refused(field: str, folder: Path) -> None:
+    model = load_model(folder)
+    preparation = replace(model.preparation, frame=(256, 240), background="kept")
+    save_model(model, folder, preparation=preparation)
+    edit(folder / "preparation.json", lambda raw: raw.pop(field))
+    with pytest.raises(ModelRefused, match=field) as caught:
+        load_model(folder)
+    assert caught.value.code == "CKPT_MISMATCH"
+
+
+def test_weights_from_before_frames_existed_have_none(folder: Path) -> None:
+    rewrite_header(folder, lambda facts: [facts.pop(name) for name in ("frame", "background")])
+    assert load_model(folder).preparation.frame is None
+    edit(folder / "preparation.json", lambda raw: raw.update(frame=[256, 256]))
+    with pytest.raises(ModelRefused, match="frame"):
+        load_model(folder)

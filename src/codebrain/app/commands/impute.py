@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,22 +25,24 @@ from codebrain.app._common import (
     run,
     say,
 )
-from codebrain.errors import refusal
+from codebrain.errors import one_line, refusal
 from codebrain.vocabulary import Modality
 
 if TYPE_CHECKING:
+    from codebrain.imaging.dicom.series import Series
     from codebrain.results import Imputation
 
 
 def _contrast(*flags: str) -> Any:
-    return typer.Option(*flags, metavar="FILE", help=f"The {Modality.parse(flags[0].lstrip('-'))} scan.")
+    contrast = Modality.parse(flags[0].lstrip("-"))
+    return typer.Option(*flags, metavar="FILE", help=f"The {contrast} scan: NIfTI, or a folder of one DICOM series.")
 
 
 @dataclass(frozen=True)
 class Request:
     """What was typed, checked for what can be checked without reading a scan."""
 
-    files: Mapping[Modality, Path]
+    files: Mapping[Modality, Path | Series]
     folder: Path | None
     out: Path
     model: str
@@ -47,6 +50,7 @@ class Request:
     name: str
     align: Literal["auto", "none"]
     reference: str | None
+    space: str
     intensity: Literal["scanner", "unit"]
     precision: str
     device: str
@@ -54,6 +58,8 @@ class Request:
     overwrite: bool
     evaluate: bool
     reading: Mapping[str, Any]
+    dicom: bool = False
+    keep_patient: bool = False
 
 
 def register(app: typer.Typer) -> None:
@@ -62,7 +68,10 @@ def register(app: typer.Typer) -> None:
     @app.command()
     def impute(
         out: OutOption,
-        folder: Annotated[Path | None, typer.Argument(help="A folder whose file names tell contrasts.")] = None,
+        folder: Annotated[
+            Path | None,
+            typer.Argument(help="A folder of scans whose names tell contrasts, or a folder or zip of DICOM."),
+        ] = None,
         t1: Annotated[list[Path] | None, _contrast("--t1", "--t1w", "--t1n")] = None,
         t2: Annotated[list[Path] | None, _contrast("--t2", "--t2w")] = None,
         pd: Annotated[list[Path] | None, _contrast("--pd", "--pdw")] = None,
@@ -70,6 +79,10 @@ def register(app: typer.Typer) -> None:
         t1gd: Annotated[list[Path] | None, _contrast("--t1gd", "--t1ce", "--t1c", "--t1post")] = None,
         inputs: Annotated[
             list[str] | None, typer.Option("--input", metavar="CONTRAST=FILE", help="A scan, by any name.")
+        ] = None,
+        series: Annotated[
+            list[str] | None,
+            typer.Option("--series", metavar="CONTRAST=NUMBER|none", help="Which DICOM series is a contrast."),
         ] = None,
         model: Annotated[str, typer.Option(help="A bundled model or a model folder.")] = "starter",
         want: Annotated[
@@ -79,8 +92,20 @@ def register(app: typer.Typer) -> None:
         name: Annotated[str, typer.Option(metavar="STEM", help="Files are named after it.")] = "study",
         align: Annotated[str, typer.Option(metavar="auto|none", help="Register different grids.")] = "auto",
         ref: Annotated[str | None, typer.Option(metavar="CONTRAST", help="Whose grid to use.")] = None,
+        space: Annotated[
+            str,
+            typer.Option(
+                metavar="reference|native:CONTRAST[,...]", help="Also give results on the grid of a given scan."
+            ),
+        ] = "reference",
         intensity: Annotated[str, typer.Option(metavar="scanner|unit", help="Scanner units, or [0, 1].")] = "scanner",
         precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16")] = "auto",
+        output_type: Annotated[
+            str, typer.Option(metavar="nifti|nifti,dicom", help="Also a derived DICOM series, marked synthetic.")
+        ] = "nifti",
+        keep_patient: Annotated[
+            bool, typer.Option("--keep-patient", help="Copy patient and examination into the DICOM output.")
+        ] = False,
         evaluate: Annotated[
             bool, typer.Option("--evaluate", help="Withhold wanted contrasts that are given; score them.")
         ] = False,
@@ -89,6 +114,9 @@ def register(app: typer.Typer) -> None:
         max_voxels: Annotated[int, typer.Option(min=1, help="Refuse larger files.")] = 2**28,
         accept_no_orientation: Annotated[
             bool, typer.Option("--accept-no-orientation", help="Accept files without orientation codes.")
+        ] = False,
+        accept_synthetic: Annotated[
+            bool, typer.Option("--accept-synthetic", help="Accept inputs that a model computed.")
         ] = False,
         device: DeviceOption = "auto",
         threads: ThreadsOption = None,
@@ -107,7 +135,7 @@ def register(app: typer.Typer) -> None:
                 Modality.T1: t1, Modality.T2: t2, Modality.PD: pd, Modality.FLAIR: flair, Modality.T1GD: t1gd
             }  # fmt: skip
             request = Request(
-                files=gather_files(folder, flags, inputs or [], announce=not quiet),
+                files=gather_files(folder, flags, inputs or [], series or [], announce=not quiet, describe=verbose > 0),
                 folder=folder,
                 out=out,
                 model=model,
@@ -115,6 +143,7 @@ def register(app: typer.Typer) -> None:
                 name=name,
                 align=cast("Any", _choice("align", align, ("auto", "none"))),
                 reference=ref,
+                space=space,
                 intensity=cast("Any", _choice("intensity", intensity, ("scanner", "unit"))),
                 precision=_choice("precision", precision, ("auto", "fp32", "bf16")),
                 device=device,
@@ -125,7 +154,10 @@ def register(app: typer.Typer) -> None:
                     "max_voxels": max_voxels,
                     "volume_index": volume,
                     "accept_no_orientation": accept_no_orientation,
+                    "accept_synthetic": accept_synthetic,
                 },
+                dicom="dicom" in _choice("output-type", output_type, ("nifti", "nifti,dicom")),
+                keep_patient=keep_patient,
             )
             impute_files(request, as_json=as_json, quiet=quiet)
 
@@ -143,54 +175,94 @@ def gather_files(
     folder: Path | None,
     flags: Mapping[Modality, Sequence[Path] | None],
     inputs: Sequence[str],
+    series: Sequence[str] = (),
     *,
     announce: bool = False,
-) -> dict[Modality, Path]:
-    """The file of each contrast: those recognised in a folder, replaced by those that were named.
+    describe: bool = False,
+) -> dict[Modality, Path | Series]:
+    """The file or DICOM series of each contrast: those recognised in a folder, replaced by those that were named.
+
+    Args:
+        folder: of named files, or a folder or zip archive of DICOM files.
+        flags: files by contrast.
+        inputs: ``CONTRAST=FILE``.
+        series: ``CONTRAST=NUMBER`` of DICOM series in ``folder``.
+        announce: say on stderr what was recognised.
+        describe: with the descriptions of DICOM series, which may name a person.
 
     Raises:
         UsageError: ``MOD_DUPLICATE``, ``MOD_UNKNOWN``, ``MOD_NONE``, ``CONFIG``.
         InputRefused: when a folder's files are ambiguous.
     """
     named: dict[Modality, Path] = {}
-    pairs = [(m, path) for m, paths in flags.items() for path in paths or ()] + [_pair(text) for text in inputs]
-    for modality, path in pairs:
+    pairs = [(m, path) for m, paths in flags.items() for path in paths or ()]
+    for modality, path in [*pairs, *((m, Path(file)) for m, file in (_pair(text) for text in inputs))]:
         if modality in named:
             raise refusal("MOD_DUPLICATE", f"{modality} is given twice", found=f"{named[modality]} and {path}")
         named[modality] = path
-    found: dict[Modality, Path] = {}
+    wishes = dict(_pair(text, "--series", "CONTRAST=NUMBER") for text in series)
+    if folder is None and wishes:
+        raise refusal("CONFIG", "a series is chosen from a folder, and none was given", field="--series")
+    found: Mapping[Modality, Path | Series] = {}
     if folder is not None:
-        from codebrain.imaging.study import find_files
-
-        found = find_files(folder)
-        for modality, path in found.items() if announce else ():
-            say(f"codebrain: {modality}: {path.name}" + (" (replaced by the option)" if modality in named else ""))
-    files = found | named
+        found, lines = _recognise(folder, {**wishes, **dict.fromkeys(named, "none")}, bool(wishes), describe=describe)
+        for line in lines if announce else ():
+            say(f"codebrain: {line}")
+    files = {**found, **named}
     if not files:
         hint = "Name the scans, as in: codebrain impute --t1 t1.nii.gz --flair flair.nii.gz -o out."
         raise refusal("MOD_NONE", "no scan was given", hint=hint)
     return {m: files[m] for m in Modality if m in files}
 
 
-def _pair(text: str) -> tuple[Modality, Path]:
-    contrast, equals, file = text.partition("=")
-    if not equals or not file:
-        raise refusal("CONFIG", "not a contrast and a file", field="--input", found=text, expected="CONTRAST=FILE")
-    return Modality.parse(contrast), Path(file)
+def _recognise(
+    folder: Path, wishes: Mapping[Modality, str], only_dicom: bool, *, describe: bool
+) -> tuple[Mapping[Modality, Path | Series], list[str]]:
+    """What lies in a folder or archive, and a line about each of it; ``wishes`` as for DICOM series."""
+    from codebrain.imaging.dicom.find import find_examination
+    from codebrain.imaging.study import find_files, find_session
+
+    files = {} if folder.is_file() else find_files(folder)
+    if files and not only_dicom:
+        replaced = {m: " (replaced by the option)" if m in wishes else "" for m in files}
+        return files, [f"{m}: {path.name}{replaced[m]}" for m, path in files.items()]
+    examination = find_examination(folder, wishes)
+    if examination is not None:
+        return examination.chosen, examination.lines(describe=describe)
+    if only_dicom:
+        raise refusal("CONFIG", "there is no DICOM series here to choose from", file=folder, field="--series")
+    files = find_session(folder)
+    return files, [f"{m}: {path.name}" for m, path in files.items()]
+
+
+def _pair(text: str, flag: str = "--input", form: str = "CONTRAST=FILE") -> tuple[Modality, str]:
+    contrast, equals, value = text.partition("=")
+    if not equals or not value:
+        raise refusal("CONFIG", f"not of the form {form}", field=flag, found=text, expected=form)
+    return Modality.parse(contrast), value
 
 
 def impute_files(request: Request, *, as_json: bool, quiet: bool) -> None:
     """Check the output place, impute, write, say what was done."""
     from codebrain import output
+    from codebrain.imaging.space import native_contrasts
 
     output.check_stem(request.name)
-    sizes = [file.stat().st_size for file in request.files.values() if file.is_file()]
+    if request.dicom:
+        _require_dicom(request)
+    elif request.keep_patient:
+        hint = "Add --output-type nifti,dicom; nothing else that is written ever names a patient."
+        raise refusal("CONFIG", "only a DICOM series can name its patient", field="--keep-patient", hint=hint)
+    places = [file if isinstance(file, Path) else file.file for file in request.files.values()]
+    sources = [place for place in places if os.path.isdir(place)]  # noqa: PTH112 (says no for impossible names)
+    sources += [] if request.folder is None else [request.folder]
+    copies = 2 * (1 + len(native_contrasts(request.space))) + request.dicom
     place = output.RunFolder(
         request.out,
         overwrite=request.overwrite,
-        inputs=request.files.values(),
-        sources=[] if request.folder is None else [request.folder],
-        need_bytes=2 * sum(sizes) + 2**23,
+        inputs=places,
+        sources=sources,
+        need_bytes=copies * sum(_size(file) for file in request.files.values()) + 2**23,
     )
     with place as folder:
         result = _impute(request, quiet=quiet)
@@ -198,8 +270,45 @@ def impute_files(request: Request, *, as_json: bool, quiet: bool) -> None:
             where = f"{notice.file}: " if notice.file else ""
             say(f"codebrain: warning: {notice.code}: {where}{notice.message}")
         if len(result):
-            result.write(folder, command=["codebrain", *sys.argv[1:]])
+            command = ["codebrain", *_without_dicom_paths(sys.argv[1:], request)]
+            result.write(folder, command=command, dicom=request.dicom, keep_patient=request.keep_patient)
     report_result(result, request.out, as_json=as_json, quiet=quiet)
+
+
+def _is_dicom(file: Path | Series) -> bool:
+    from codebrain.imaging.dicom.store import open_store
+
+    return not isinstance(file, Path) or open_store(file) is not None
+
+
+def _size(file: Path | Series) -> int:
+    """Bytes of a scan; of a folder, whose files nobody has looked at yet, those of all."""
+    if not isinstance(file, Path):
+        return sum(instance.size for instance in file.instances)
+    try:
+        if file.is_dir():
+            return sum(path.stat().st_size for path in file.rglob("*") if path.is_file())
+        return file.stat().st_size if file.is_file() else 0
+    except OSError:  # a name that no file can have, of which the read says more
+        return 0
+
+
+def _require_dicom(request: Request) -> None:
+    """``DCM_SOURCE``, before any work, where no DICOM series could carry the results."""
+    reference = None if request.reference is None else Modality.parse(request.reference)
+    carriers = [file for m, file in request.files.items() if reference in (None, m)]
+    if not any(_is_dicom(file) for file in carriers):
+        raise refusal(
+            "DCM_SOURCE", "a DICOM series can only be written on the slices of a DICOM series",
+            field="--output-type", found="no DICOM input", hint="Give the scans as DICOM, or write NIfTI only.",
+        )  # fmt: skip
+
+
+def _without_dicom_paths(words: Sequence[str], request: Request) -> list[str]:
+    """The command line for the record: names of DICOM folders and files, which may be a patient's, become DICOM."""
+    given = [file for file in (*request.files.values(), request.folder) if isinstance(file, Path)]
+    private = {path for path in given if _is_dicom(path)}
+    return ["=".join("DICOM" if Path(part) in private else part for part in word.split("=")) for word in words]
 
 
 def _impute(request: Request, *, quiet: bool) -> Imputation:
@@ -215,6 +324,7 @@ def _impute(request: Request, *, quiet: bool) -> Imputation:
             name=request.name,
             align=request.align,
             reference=request.reference,
+            space=request.space,
             intensity=request.intensity,
             evaluate=request.evaluate,
             advance=advance,
@@ -240,13 +350,23 @@ def report_result(result: Imputation, out: Path, *, as_json: bool, quiet: bool =
     seconds = sum(record["seconds"].values())
     emit(f"SYNTHETIC {', '.join(result)} imputed from {given} with {model} in {seconds:.1f} s")
     for modality in result:
-        emit(f"  {modality:<6} {out / output.image_name(result.name, modality)}")
+        for space in (None, *result.native):
+            emit(f"  {modality:<6} {one_line(str(out / output.image_name(result.name, modality, space)))}")
+    for row in dicom_rows(out):
+        emit(f"  {row['contrast']:<6} {one_line(str(out / row['file']))} ({row['kind']})")
     if record["enhancement"]:
         emit(f"  T1Gd: {record['enhancement']}")
     for line in score_lines(record["scores"]):
         emit(line)
-    emit(f"Report: {out / output.REPORT_FILE}")
+    emit(f"Report: {one_line(str(out / output.REPORT_FILE))}")
     emit(record["notice"])
+
+
+def dicom_rows(out: Path) -> list[Mapping[str, Any]]:
+    """The DICOM series that the run in ``out`` wrote, as its record has them."""
+    from codebrain import output
+
+    return [row for row in output.read_json(out / output.RUN_FILE).get("outputs", []) if "files" in row]
 
 
 def score_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
