@@ -6,8 +6,8 @@
     python reliability/kills.py prepare --kills 500    # codebrain prepare folder --resume
 
 A batch is run once without a disturbance; its files are the reference. Then it is started again and again and killed
-each time at an instant drawn evenly over its start and the next few studies, until it comes to its end; then the next batch begins,
-until there were enough kills. After every kill:
+each time at an instant drawn evenly over its start and the next few studies, until it comes to its end; then the
+next batch begins, until there were enough kills. After every kill:
 
 - every file that has its name is byte for byte the reference's (records and pages but for seconds and bytes of
   memory; a table of studies may lack the last ones);
