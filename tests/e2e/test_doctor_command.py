@@ -125,11 +125,6 @@ def test_folders_without_a_scan(tmp_path, typed):
     (tmp_path / "empty").mkdir()
     answer = typed("doctor", tmp_path / "empty")
     assert answer.status == 3 and "there is no scan in this folder" in answer.out
-    dicom = tmp_path / "dicom"
-    dicom.mkdir()
-    (dicom / "IM0001").write_bytes(bytes(128) + b"DICM" + bytes(100))
-    answer = typed("doctor", dicom)
-    assert answer.status == 3 and f"dcm2niix -z y -o OUT {dicom}" in answer.out
 
 
 def test_pairs_and_freesurfer_files_in_a_folder(tmp_path, typed):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,6 +181,7 @@ class Examination:
         image: ``None`` for a refused scan.
         findings: the refusal first.
         volume: the scan, for comparisons; ``None`` when refused.
+        series: of DICOM, a line for every series and what it is taken for.
     """
 
     path: Path
@@ -189,6 +189,7 @@ class Examination:
     image: ImageFacts | None
     findings: tuple[Finding, ...]
     volume: Volume | None = None
+    series: tuple[str, ...] = ()
 
     @property
     def usable(self) -> bool:
@@ -203,6 +204,7 @@ class Examination:
             "header": None if self.header is None else self.header.as_dict(),
             "image": None if self.image is None else self.image.as_dict(),
             "findings": [finding.as_dict() for finding in self.findings],
+            "series": list(self.series),
         }
 
 
@@ -388,11 +390,7 @@ def _is_scan(path: Path) -> bool:
     return name.endswith(_SCANS)
 
 
-def examine_folder(folder: Path, *, dicom: bool) -> Examination:
-    """What there is to say of a folder without a scan that is read, or with DICOM files beside them."""
-    if not dicom:
-        message = "there is no scan in this folder (expected .nii, .nii.gz, .mgz, or .hdr with .img)"
-        return Examination(folder, None, None, (Finding("IN_NOT_A_FILE", "refused", message),))
-    out = f"dcm2niix -z y -o OUT {shlex.quote(str(folder))}"
-    finding = Finding("IN_FORMAT", "refused", "the folder holds DICOM files", (Mending(out),))
-    return Examination(folder, None, None, (finding,))
+def examine_folder(folder: Path) -> Examination:
+    """What there is to say of a folder without a scan."""
+    message = "there is no scan in this folder (expected .nii, .nii.gz, .mgz, .hdr with .img, or DICOM files)"
+    return Examination(folder, None, None, (Finding("IN_NOT_A_FILE", "refused", message),))

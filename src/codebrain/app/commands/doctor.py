@@ -67,6 +67,7 @@ def register(app: typer.Typer) -> None:
 
 def _doctor(files: Sequence[Path], reading: dict[str, Any], *, comparing: bool, as_json: bool, quiet: bool) -> None:
     from codebrain.imaging.compare import compare
+    from codebrain.imaging.dicom.checkup import examine_dicom
     from codebrain.imaging.examine import examine, examine_folder
 
     groups = list(_groups(files))
@@ -77,8 +78,10 @@ def _doctor(files: Sequence[Path], reading: dict[str, Any], *, comparing: bool, 
         for group in groups:
             examined: list[Examination] = []
             for path, kind in group:
-                if kind in ("empty", "dicom"):
-                    found = examine_folder(path, dicom=kind == "dicom")
+                if kind == "empty":
+                    found = examine_folder(path)
+                elif kind == "dicom":
+                    found = examine_dicom(path, max_voxels=reading["max_voxels"])
                 else:
                     found = examine(path, **reading)
                 examined.append(found)
@@ -104,10 +107,11 @@ def _groups(files: Sequence[Path]) -> Iterator[list[tuple[Path, str]]]:
 
     Of a folder with files that are named after contrasts, ``impute`` passes over the others, such as segmentations.
     """
+    from codebrain.imaging.dicom.store import open_store
     from codebrain.imaging.examine import find_scans
     from codebrain.imaging.study import modality_of
 
-    named = [(path, "scan") for path in files if not path.is_dir()]
+    named = [(path, "scan" if open_store(path) is None else "dicom") for path in files if not path.is_dir()]
     if named:
         yield named
     for folder in (path for path in files if path.is_dir()):
@@ -118,8 +122,8 @@ def _groups(files: Sequence[Path]) -> Iterator[list[tuple[Path, str]]]:
             here = [path for path in scans if path.parent == home]
             named_here = {path for path in here if modality_of(path.name) is not None} or set(here)
             yield [(path, "scan" if path in named_here else "passed over") for path in here]
-        for home in dicom:
-            yield [(home, "dicom")]
+        if dicom:
+            yield [(folder, "dicom")]
 
 
 def _print(lines: Iterable[Line]) -> None:
@@ -152,6 +156,7 @@ def page(found: Examination, *, passed_over: bool = False) -> list[Line]:
     lines: list[Line] = [("", f"{found.path}: {verdict}", "bold red" if refused else "bold green")]
     lines += [] if found.header is None else _header_lines(found.header)
     lines += [] if found.image is None else _image_lines(found.image)
+    lines += [("  DICOM", line, "") for line in found.series]
     for finding in found.findings:
         lines += _finding_lines(finding)
     return lines
