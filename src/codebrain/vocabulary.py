@@ -120,6 +120,7 @@ def pattern_name(modalities: ModalitySet, pattern: Pattern) -> str:
 
 _Normalisation = Literal["min_max", "percentile"]
 _Background = Literal["zero", "kept"]
+_SPACINGS = (0.1, 20.0)
 _LARGEST_MULTIPLE, _LARGEST_FRAME = 1024, 4096
 
 
@@ -205,8 +206,9 @@ class Preparation:
             raise ValueError("percentiles are two numbers")
         if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
             raise ValueError("percentiles rise from 0 to 100")
-        if self.pixel_spacing_mm is not None and not (_is_number(self.pixel_spacing_mm) and self.pixel_spacing_mm > 0):
-            raise ValueError("the pixel spacing is a positive number of millimetres, or absent")
+        spacing = self.pixel_spacing_mm
+        if spacing is not None and not (_is_number(spacing) and _SPACINGS[0] <= spacing <= _SPACINGS[1]):
+            raise ValueError(f"the pixel spacing is {_SPACINGS[0]} to {_SPACINGS[1]} mm, or absent")
         if type(self.multiple) is not int or not 1 <= self.multiple <= _LARGEST_MULTIPLE:
             raise ValueError(f"slices are padded to a multiple of 1 to {_LARGEST_MULTIPLE}")
         if self.frame is not None and not all(0 < size <= _LARGEST_FRAME for size in self.frame):

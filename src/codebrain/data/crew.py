@@ -6,12 +6,9 @@ The sibling of :func:`codebrain.data.isolated.isolated`, which gives every task 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
-from codebrain.data.isolated import Tell
+from codebrain.data.isolated import Tell, end_with
 from codebrain.errors import CodeBrainError, as_refusal, refusal
 
 State = TypeVar("State")
@@ -162,7 +159,7 @@ def _start(job: Job[State, Task, Result], slot: int) -> _Worker[Task]:
 def _live(job: Job[State, Task, Result], slot: int, pipe: Connection, parent: int) -> None:
     """A worker's life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with(parent)
+    end_with(parent)
     try:
         kept = job.begin(slot)
     except Exception as error:
@@ -179,24 +176,3 @@ def _live(job: Job[State, Task, Result], slot: int, pipe: Connection, parent: in
 
 def _bug(error: Exception) -> CodeBrainError:
     return refusal("ENV_WORKER", f"a worker could not begin: {type(error).__name__}: {error}")
-
-
-def _end_with(parent: int) -> None:
-    """End when the process ``parent`` ends, however it ends: nobody would take the result.
-
-    Linux does it at once, even inside a library that holds the interpreter (registration does, for seconds); a thread
-    does it elsewhere.
-    """
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)
-    sentinel = getattr(multiprocessing.parent_process(), "sentinel", None)
-    if sentinel is not None:
-        threading.Thread(target=_watch, args=(sentinel,), daemon=True).start()
-
-
-def _watch(sentinel: int) -> None:
-    wait([sentinel])
-    os._exit(1)

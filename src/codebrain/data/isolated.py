@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -81,7 +84,7 @@ def _start(function: Callable[[Task, Tell], Result], task: Task, threads: int | 
     # Spawned, not forked: libraries with threads (SimpleITK, torch) do not survive a fork.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(function, task, theirs), daemon=True)
+    process = context.Process(target=_work, args=(function, task, theirs, os.getpid()), daemon=True)
     # Born deaf to an interrupt from the terminal, which is the parent's to handle; one that comes now waits.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -117,20 +120,33 @@ def limited_threads(threads: int | None) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _work(function: Callable[[Task, Tell], Result], task: Task, pipe: Connection) -> None:
+def _work(function: Callable[[Task, Tell], Result], task: Task, pipe: Connection, parent: int) -> None:
     """A worker's life; an interrupt from the terminal is the parent's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with(parent)
     pipe.send((True, function(task, lambda message: pipe.send((False, message)))))
     pipe.close()
 
 
-def _end_with_parent() -> None:
-    """A parent that was killed has not ended its workers; they must not go on writing beside its successor."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGKILL)
+def end_with(parent: int) -> None:
+    """End when the process ``parent`` ends, however it ends: nobody would take the result.
+
+    Linux does it at once, even inside a library that holds the interpreter (registration does, for seconds); a thread
+    does it elsewhere.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(1)
+    sentinel = getattr(multiprocessing.parent_process(), "sentinel", None)
+    if sentinel is not None:
+        threading.Thread(target=_watch, args=(sentinel,), daemon=True).start()
+
+
+def _watch(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
 
 
 def _hear(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from codebrain.data.splits import SPLITS
 from codebrain.errors import CodeBrainError, Notice, refusal
 from codebrain.vocabulary import Modality, Preparation, TrainingDomain
 
@@ -197,9 +198,21 @@ class Manifest:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise corrupt(f"the manifest is damaged: {error}") from error
+        _require_rows(manifest)
         if raw.get("fingerprint") != manifest.fingerprint:
             raise corrupt("the manifest does not fit its fingerprint: it was edited or damaged")
         return manifest
+
+
+def _require_rows(manifest: Manifest) -> None:
+    """``DATA_CORRUPT`` unless every record has a name of its own and a row that says its split."""
+    split_of = {row.subject: row.split for row in manifest.rows if row.status == "prepared"}
+    names = [record.subject for record in manifest.records]
+    channels = len(manifest.preparation.modalities)
+    if len({*names}) < len(names) or any(split_of.get(name) not in SPLITS for name in names):
+        raise corrupt("the manifest is damaged: a subject stands twice or in no split")
+    if any(len(r.available) != channels or r.shape[1] != channels for r in manifest.records):
+        raise corrupt("the manifest is damaged: a subject has another number of contrasts")
 
 
 def _row(raw: Mapping[str, Any]) -> SubjectRow:

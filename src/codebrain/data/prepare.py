@@ -37,7 +37,7 @@ from codebrain.imaging.domain import training_domain
 from codebrain.imaging.prepared import PreparedStudy, prepare_study
 from codebrain.imaging.safe_files import (
     FolderLock,
-    make_folder,
+    ensure_folder,
     sha256_bytes,
     sha256_file,
     staged,
@@ -216,7 +216,7 @@ def prepare_subject(task: _Task) -> SubjectRecord:
             study, protocol.preparation, align=protocol.align, reference=protocol.reference, slices=subject.slices
         )
     if prepared.alignment.moved:
-        make_folder(task.store / PICTURES)
+        ensure_folder(task.store / PICTURES)
         write_bytes(task.store / PICTURES / f"{subject.subject}.jpg", draw_overlays(study, prepared))
     return _store(task, prepared, inputs, digest, domain=training_domain(study.volumes.values()))
 
@@ -226,7 +226,7 @@ def _scratch(store: Path) -> Iterator[None]:
     """Temporary files of libraries lie in the store, where the next start sweeps what a killed worker left."""
     before = tempfile.tempdir
     place = store / temporary_name("scratch")
-    make_folder(place)
+    ensure_folder(place)
     try:
         tempfile.tempdir = str(place)
         yield
@@ -469,7 +469,7 @@ def _check_target(target: Path, sources: Sequence[Path], *, resume: bool, overwr
 
 def _make_folders(target: Path) -> None:
     for folder in (target, target / "slices"):
-        make_folder(folder)
+        ensure_folder(folder)
 
 
 def _sweep(target: Path) -> None:

@@ -28,6 +28,9 @@ _DICOM = b"DICM"
 _DRAIN = 64 << 20
 """Bytes past the promised voxels (or past a refused header) that are still read to find the checksum."""
 
+_DEFLATE_RATIO = 1032
+"""The most that deflate can compress: 258 bytes in two bits. Source: zlib's technical details."""
+
 _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs", "a git-LFS pointer, not the scan", "Fetch the content with: git lfs pull."),
     (b"/annex/objects/", "a git-annex pointer: the annex content was not fetched", "Run: git annex get."),
@@ -78,9 +81,9 @@ class ScanBytes:
         self._stream.close()
 
     @property
-    def plain_size(self) -> int | None:
-        """Bytes of an uncompressed file; ``None`` for gzip, where only reading to the end tells."""
-        return None if self.compressed else self._before.st_size
+    def most_bytes(self) -> int:
+        """Uncompressed bytes that the file can hold; for gzip only reading to the end tells how many it does."""
+        return self._before.st_size * (_DEFLATE_RATIO if self.compressed else 1)
 
     def take(self, count: int) -> bytes:
         """The next ``count`` bytes; fewer where the stream ends before.

@@ -191,8 +191,8 @@ def _coarseness(modality: Modality, volume: Volume, domain: TrainingDomain) -> s
         return ""
     size = " x ".join(f"{mm:.3g}" for mm in volume.spacing)
     return (
-        f"{modality} has voxels of {size} mm; the model was trained on edges of {domain.edges_mm[0]:.3g} to"
-        f" {domain.edges_mm[1]:.3g} mm, at most {domain.anisotropy:.3g} times as long as wide"
+        f"{modality} has voxels of {size} mm; the model was trained on edges of up to {domain.edges_mm[1]:.3g} mm,"
+        f" at most {domain.anisotropy:.3g}:1"
     )
 
 

@@ -163,7 +163,7 @@ def write_json(target: Path | str, content: object) -> None:
     write_text(target, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def make_folder(folder: Path, *, parents: bool = False) -> None:
+def ensure_folder(folder: Path, *, parents: bool = False) -> None:
     """Make a folder that may be there already.
 
     Raises:

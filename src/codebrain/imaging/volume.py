@@ -181,8 +181,8 @@ def _stored(stream: ScanBytes, promise: Promise, preamble: Preamble, volume_inde
     """
     one = math.prod(promise.shape[:3]) * promise.dtype.itemsize
     needed = promise.offset + one * math.prod(promise.shape[3:])
-    if stream.plain_size is not None and stream.plain_size < needed:
-        raise _cut(stream, stream.plain_size, needed)
+    if stream.most_bytes < needed:  # before memory is asked for
+        raise stream.blame(_cut(stream, stream.most_bytes, needed))
     between = stream.take(promise.offset - preamble.taken)
     if preamble.taken:
         judge_extensions(between, promise.header.endianness, stream.path)

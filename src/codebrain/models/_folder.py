@@ -83,7 +83,7 @@ def save_model(
         "modalities": list(model.modalities),
         "weights_sha256": digest,
     }
-    safe_files.make_folder(folder, parents=True)
+    safe_files.ensure_folder(folder, parents=True)
     safe_files.sweep_temporaries(folder)
     with safe_files.staged(folder, last="config.json") as stage:
         safe_files.write_bytes(stage / "model.safetensors", weights)

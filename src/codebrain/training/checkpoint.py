@@ -64,7 +64,7 @@ class Checkpoints:
         self.owner = owner
         if not owner:
             return
-        safe_files.make_folder(folder, parents=True)
+        safe_files.ensure_folder(folder, parents=True)
         # All of them, also those whose process number lives: the lock says that their writer does not, and in a
         # container the next run often gets the very same number.
         for path in folder.glob(".*.tmp-*"):

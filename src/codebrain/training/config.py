@@ -213,6 +213,8 @@ def _loaded(text: str) -> Any:
         _count(document, _MOST_VALUES)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    except (AttributeError, TypeError, LookupError) as error:  # PyYAML's, for a tag like !!timestamp before a word
+        raise ValueError(f"a value does not fit its tag: {error}") from error
     return document
 
 
@@ -220,10 +222,12 @@ def _count(value: Any, left: int) -> int:
     """``left`` less the values in a document; a few aliases of aliases can stand for more than memory holds.
 
     Raises:
-        ValueError: when none is left.
+        ValueError: when none is left, and for dates, sets and bytes, which no setting is.
     """
     if left <= 0:
         raise ValueError(f"it holds more than {_MOST_VALUES} values")
+    if not isinstance(value, str | int | float | Mapping | list | tuple | None):
+        raise ValueError(f"it holds a {type(value).__name__}")
     parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
     for part in parts:
         left = _count(part, left)
