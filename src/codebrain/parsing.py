@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 SMALL = 1 << 20
 """Bytes of a document that people or this program write by hand: recipes, model records."""
 
+_ADAPTERS: dict[type[Any], Any] = {}
+
 
 def parse_json(content: str | bytes, *, strict: bool = False) -> Any:
     """A JSON document.
@@ -55,6 +57,19 @@ def parse_json_object(content: str | bytes, *, strict: bool = False) -> dict[str
     if not isinstance(document, dict):
         raise ValueError(f"it holds no object but {type(document).__name__}")
     return document
+
+
+def require_types(cls: type[Any], raw: object) -> None:
+    """Compare a document with the fields that the dataclass ``cls`` declares; what it does not declare is passed over.
+
+    Raises:
+        ValueError: naming the first field that is missing or of another type.
+    """
+    from pydantic import TypeAdapter
+
+    if cls not in _ADAPTERS:
+        _ADAPTERS[cls] = TypeAdapter(cls)
+    _ADAPTERS[cls].validate_json(json.dumps(raw), strict=True)
 
 
 def read_small(path: Path) -> bytes:

@@ -46,7 +46,7 @@ _HEADER_LIMIT = 4 * 2**20
 _ROOM = 2**26
 """Numbers that a model may hold beyond its weights file: the largest critic here has a fifth of that."""
 
-_MOST_TENSORS = 2**14
+_MOST_TENSORS = 2**12
 
 
 def save_model(
