@@ -131,6 +131,9 @@ class TrainingDiverged(CodeBrainError):
     exit_code = 7
 
 
+_GPU = "CUDA error"
+"""How torch begins the message of an error of the driver: a failed assertion on the device, a GPU off the bus."""
+
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _USAGE = {"CONFIG", "MOD_UNKNOWN", "MOD_DUPLICATE", "MOD_NONE"}
 _BY_PREFIX: tuple[tuple[str, type[CodeBrainError]], ...] = (
@@ -172,6 +175,11 @@ def refusal(
     return error_class(code)(code, message, file=file, field=field, found=found, expected=expected, hint=hint)
 
 
+def one_line(text: str) -> str:
+    """``text`` on one line; control and bidirectional characters, which file names may hold, are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def missing_extra(package: str, extra: str, purpose: str) -> CodeBrainError:
     """The sentence for an optional package that is not installed."""
     return refusal(
@@ -187,6 +195,9 @@ def as_refusal(error: Exception) -> CodeBrainError | None:
         return error
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return refusal("ENV_MEMORY", "there was not enough memory", hint="Use a smaller study or another device.")
+    if type(error).__name__ == "AcceleratorError" or (isinstance(error, RuntimeError) and _GPU in str(error)):
+        hint = "Start again; look at the driver's log (dmesg, Xid) if it happens twice, or use --device cpu."
+        return refusal("ENV_GPU", f"the GPU failed: {str(error).partition(chr(10))[0]}", hint=hint)
     if isinstance(error, OSError) and error.errno in _FULL:
         hint = "Free some space or choose another output folder."
         return refusal("OUT_SPACE", f"nothing can be written: {error.strerror}", file=error.filename, hint=hint)

@@ -8,6 +8,7 @@ be redone; files of an older run stay byte for byte what they were until the new
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -81,8 +82,8 @@ class RunFolder:
         need_bytes: an upper estimate of what the run will write.
 
     Raises:
-        EnvironmentRefused: ``OUT_CLOBBER``, ``OUT_EXISTS``, ``OUT_PERMISSION``, ``OUT_SPACE``, ``LOCKED``;
-            all on entering, before any work.
+        EnvironmentRefused: ``OUT_CLOBBER``, ``OUT_EXISTS``, ``OUT_SYMLINK``, ``OUT_PERMISSION``, ``OUT_SPACE``,
+            ``LOCKED``; all on entering, before any work.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class RunFolder:
         with contextlib.ExitStack() as exits:
             refuse_raw_data(self.path, inputs=self.inputs, sources=self.sources)
             self._refuse_finished()
+            refuse_link_outside(self.path / FIGURES)
             if make_folder(self.path):
                 exits.callback(self._remove_empty)
             safe_files.sweep_temporaries(self.path)
@@ -117,7 +119,7 @@ class RunFolder:
         self._exits.close()
 
     def _refuse_finished(self) -> None:
-        if (self.path / RUN_FILE).exists() and not self.overwrite:
+        if os.path.exists(self.path / RUN_FILE) and not self.overwrite:  # noqa: PTH110 (says no for impossible names)
             raise refusal(
                 "OUT_EXISTS",
                 "the output folder holds the results of an earlier run",
@@ -154,9 +156,9 @@ def refuse_raw_data(folder: Path, *, inputs: Iterable[Path] = (), sources: Itera
     Raises:
         EnvironmentRefused: ``OUT_CLOBBER``; also for a folder inside a raw BIDS data set, outside its ``derivatives``.
     """
-    out = folder.resolve()
-    homes = {file.resolve().parent for file in inputs}
-    inside = [source for source in sources if out.is_relative_to(source.resolve())]
+    out = _real(folder)
+    homes = {_real(file).parent for file in inputs}
+    inside = [source for source in sources if out.is_relative_to(_real(source))]
     if out in homes or inside or _inside_raw_bids(out):
         raise refusal(
             "OUT_CLOBBER",
@@ -166,15 +168,35 @@ def refuse_raw_data(folder: Path, *, inputs: Iterable[Path] = (), sources: Itera
         )
 
 
+def _real(path: Path) -> Path:
+    """Where a path leads; unlike ``Path.resolve`` also for a loop of links, of which the read says more."""
+    return Path(os.path.realpath(path))
+
+
+def refuse_link_outside(folder: Path) -> None:
+    """Results go where the path says. A link on the way there is the user's own; one at its end may be a trap.
+
+    Raises:
+        EnvironmentRefused: ``OUT_SYMLINK`` for a link that leads out of its folder.
+    """
+    linked = os.path.islink(folder)  # noqa: PTH114 (says no for impossible names)
+    if linked and not _real(folder).is_relative_to(_real(folder.parent)):
+        raise refusal(
+            "OUT_SYMLINK", "the output folder is a link that leads elsewhere", file=folder,
+            hint="Give the folder itself, so that nothing is written where nobody looks.",
+        )  # fmt: skip
+
+
 def make_folder(folder: Path) -> bool:
     """Make a folder whose parent exists, and prove that it can be written to; says whether it is new.
 
     Raises:
-        EnvironmentRefused: ``OUT_PERMISSION``, ``OUT_SPACE``, ``OUT_NAME``.
+        EnvironmentRefused: ``OUT_SYMLINK``, ``OUT_PERMISSION``, ``OUT_SPACE``, ``OUT_NAME``.
     """
-    if folder.exists() and not folder.is_dir():
+    refuse_link_outside(folder)
+    new = not os.path.exists(folder)  # noqa: PTH110 (says no for impossible names)
+    if not new and not folder.is_dir():
         raise refusal("OUT_PERMISSION", "the output is a file", file=folder, expected="a folder")
-    new = not folder.exists()
     try:
         if new:
             folder.mkdir()
@@ -217,7 +239,7 @@ def _inside_raw_bids(folder: Path) -> bool:
     """Whether the nearest data set around ``folder`` is a raw BIDS one."""
     for place in (folder, *folder.parents):
         description = place / "dataset_description.json"
-        if description.is_file():
+        if os.path.isfile(description):  # noqa: PTH113 (says no for impossible names)
             kind = read_json(description).get("DatasetType", "raw")
             return kind == "raw" and "derivatives" not in folder.relative_to(place).parts
     return False

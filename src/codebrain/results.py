@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -88,12 +89,16 @@ class ImputedContrast:
 
     def write_images(self, folder: Path, image: str, doubt: str) -> list[dict[str, str]]:
         """Write the image and, where there is one, the doubt, under these names; returns a row for each."""
-        write_volume(folder / image, self.data, like=self.reference, **self._marks(str(self.modality)))
+        self.write_image(folder / image)
         rows = [self._row(folder, image, "imputed image (SYNTHETIC)")]
         if self.doubt is not None:
             write_volume(folder / doubt, self.doubt, like=self.reference, **self._marks("doubt"))
             rows.append(self._row(folder, doubt, "doubt of the predicted code"))
         return rows
+
+    def write_image(self, target: Path) -> None:
+        """Write the image alone, marked SYNTHETIC in its header."""
+        write_volume(target, self.data, like=self.reference, **self._marks(str(self.modality)))
 
     def _row(self, folder: Path, file: str, kind: str) -> dict[str, str]:
         where = "" if self.space is None else f", on the grid of {self.space}"
@@ -136,7 +141,23 @@ class ImputedContrast:
         text += " doubt" if what == "doubt" else ""
         text += f", codebrain {codebrain.__version__}, model {self.sidecar['Model']['Name']}; research use only"
         plain = text.encode("ascii", "replace").decode()
-        return {"description": plain[:79], "intent_name": f"{marks.SYNTHETIC} {what}"[:15]}
+        return {
+            "description": plain[:79],
+            "intent_name": f"{marks.SYNTHETIC} {what}"[:15],
+            "comment": json.dumps(self._comment(what)),
+        }
+
+    def _comment(self, what: str) -> dict[str, Any]:
+        """For the header extension: what stays with the voxels when the sidecar is lost; no names of files."""
+        return {
+            marks.SYNTHETIC: True,
+            "Image": what,
+            "Contrast": str(self.modality),
+            "ContrastsUsed": self.sidecar["ContrastsUsed"],
+            "GeneratedBy": f"codebrain {codebrain.__version__}",
+            "Model": dict(self.sidecar["Model"]),
+            "Notice": marks.RESEARCH_USE_ONLY,
+        }
 
 
 @dataclass(frozen=True)

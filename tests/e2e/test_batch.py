@@ -153,6 +153,7 @@ def test_a_failure_keeps_the_results_of_an_earlier_run(batch, raw, tmp_path):
     assert content(tmp_path / "out") == before
 
 
+@pytest.mark.row("E10")
 def test_names_that_would_be_one_file(batch, raw, tmp_path):
     files = studies_in(raw)[0].files
     studies = [BatchStudy(name, files, dict.fromkeys(files, "x")) for name in ("p1", "P1", "../up")]

@@ -73,14 +73,16 @@ def test_a_name_that_says_something_else_than_the_image(tmp_path, typed):
     brain.write_brain(tmp_path / "sub-01_T1w.nii.gz", "T2")
     answer = typed("doctor", tmp_path / "sub-01_T1w.nii.gz")
     assert answer.status == 0
-    assert "MOD_NAME: the name says T1, the image looks like T2: fluid is" in answer.out
+    assert "MOD_NAME: the name or header says T1, the image looks like T2: fluid is" in answer.out
 
 
 def test_an_image_of_codebrain_s_own_is_noticed(tmp_path, impute, typed):
     study = scans.write_study(tmp_path / "in")
     assert impute("--t1", study["T1"], "--want", "T2", "-o", tmp_path / "out").status == 0
     answer = typed("doctor", tmp_path / "out" / "study_T2_imputed.nii.gz")
-    assert "IN_SYNTHETIC" in answer.out
+    assert answer.status == 3 and "IN_SYNTHETIC" in answer.out and "--accept-synthetic" in answer.out
+    answer = typed("doctor", tmp_path / "out" / "study_T2_imputed.nii.gz", "--accept-synthetic")
+    assert answer.status == 0 and "IN_SYNTHETIC" in answer.out
 
 
 def test_several_scans_of_one_head(tmp_path, typed):
@@ -125,6 +127,24 @@ def test_folders_without_a_scan(tmp_path, typed):
     (tmp_path / "empty").mkdir()
     answer = typed("doctor", tmp_path / "empty")
     assert answer.status == 3 and "there is no scan in this folder" in answer.out
+
+
+def test_the_series_of_a_dicom_folder(tmp_path, typed):
+    pytest.importorskip("pydicom")
+    import series
+
+    folder = series.write_study(tmp_path / "dicom", ("T1", "FLAIR"))
+    answer = typed("doctor", folder, "--json", "--no-compare")
+    assert answer.status == 0, answer.out + answer.err
+    assert [(f["image"]["contrast_in_name"], f["header"]["format"][:5]) for f in answer.json["files"]] == [
+        ("T1", "DICOM"), ("FLAIR", "DICOM"),
+    ]  # fmt: skip
+    answer = typed("doctor", folder)
+    assert f"codebrain impute {folder} -o OUT" in answer.out and "what the DICOM headers say" in answer.out
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "IM0001").write_bytes(bytes(128) + b"DICM" + bytes(100))
+    answer = typed("doctor", tmp_path / "broken")
+    assert answer.status == 3 and "Traceback" not in answer.out + answer.err
 
 
 def test_pairs_and_freesurfer_files_in_a_folder(tmp_path, typed):

@@ -200,6 +200,7 @@ def test_the_demo(tmp_path, tiny_model, typed):
     assert len(run["scores"]) == 3 * 3
 
 
+@pytest.mark.row("E9")
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_run_within_five_seconds(number, expected, study, tmp_path, tiny_model):
     """The process is stopped in the model, which a hook makes last for a minute."""

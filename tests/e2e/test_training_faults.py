@@ -168,6 +168,7 @@ def test_a_polite_signal_loses_no_step(
     assert_equal_to_the_whole_run(folder / name)
 
 
+@pytest.mark.row("F1")
 @pytest.mark.parametrize("damage", ["bit", "cut", "manifest", "optim", "state", "gone"])
 def test_a_damaged_newest_checkpoint_is_passed_over(folder: Path, damage: str) -> None:
     name = f"damage-{damage}"
@@ -195,6 +196,7 @@ def test_the_checkpoint_that_is_taken_up_is_named(folder: Path) -> None:
     assert newest.name in words and "damaged" in words and "falling back" in words
 
 
+@pytest.mark.row("F9")
 @pytest.mark.parametrize("point", ["step.gradient:5", "step.after_fetch:3"])
 def test_a_number_that_is_not_finite_stops_before_the_step(folder: Path, point: str) -> None:
     name = f"nan-{point}".replace(":", "-")
@@ -208,6 +210,7 @@ def test_a_number_that_is_not_finite_stops_before_the_step(folder: Path, point: 
     assert weights(folder / name) == weights(folder / "whole")
 
 
+@pytest.mark.row("F14")
 def test_one_full_disk_is_survived_and_a_lasting_one_is_said(folder: Path) -> None:
     assert train(folder, "full", fault="ckpt.state.done:3:enospc") == 0
     assert "OUT_SPACE" not in said(folder)
@@ -216,6 +219,7 @@ def test_one_full_disk_is_survived_and_a_lasting_one_is_said(folder: Path) -> No
     assert "OUT_SPACE" in said(folder) and "Traceback" not in said(folder)
 
 
+@pytest.mark.row("F8")
 def test_what_cannot_be_resumed(folder: Path) -> None:
     assert train(folder, "never", "--resume") == 5 and "CKPT_NONE" in said(folder)
     assert not (folder / "never").exists()
@@ -229,6 +233,7 @@ def test_what_cannot_be_resumed(folder: Path) -> None:
     assert "stages.grading.batch_size: 2 is now 4" in message and "steps:" not in message
 
 
+@pytest.mark.row("F8")
 def test_changes_are_accepted_when_asked_for_and_when_the_weights_fit(folder: Path) -> None:
     assert train(folder, "changed", fault="step.before_counter:5:kill9") == -signal.SIGKILL
     width = ["--set", "settings.width=5"]
@@ -240,6 +245,7 @@ def test_changes_are_accepted_when_asked_for_and_when_the_weights_fit(folder: Pa
     assert weights(folder / "changed") != weights(folder / "whole")
 
 
+@pytest.mark.row("F8", "F11")
 def test_other_data_are_noticed(folder: Path, tmp_path: Path) -> None:
     other = make_store(tmp_path / "other")
     assert train(folder, "whole", "--resume", "--data", str(other)) == 5
@@ -259,6 +265,7 @@ def test_without_validation_patients_the_last_step_is_the_result(folder: Path, t
     assert steps(tmp_path / "run") == EVERY_STEP
 
 
+@pytest.mark.row("F13")
 def test_two_processes_agree_and_match_one(folder: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -6,6 +6,7 @@ import itertools
 
 import nibabel as nib
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -122,6 +123,7 @@ def test_normalised_values_come_back(seed, kind):
     np.testing.assert_allclose(record.undo(unit), clipped, atol=1e-3 * (record.high - record.low))
 
 
+@pytest.mark.row("C9", "B12")
 @settings(deadline=None, max_examples=15, derandomize=True)
 @given(st.sampled_from(ORIENTATIONS), st.floats(0.1, 50.0), st.floats(-2.0, 2.0))
 def test_a_whole_study_in_any_order_and_scale(orientation, factor, offset):

@@ -93,6 +93,11 @@ def read_records(folder: Path) -> list[StudyRecord]:
     return found
 
 
+def forget(folder: Path) -> None:
+    """Remove the records of a finished batch; its results stay, and the next batch knows nothing of them."""
+    shutil.rmtree(folder / STATE, ignore_errors=True)
+
+
 class BatchFolder:
     """An output folder of a batch, locked; use as a context manager around the whole batch.
 

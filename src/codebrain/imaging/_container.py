@@ -244,7 +244,7 @@ def _unreadable(error: OSError, path: Path) -> CodeBrainError:
     reason = (error.strerror or str(error)).lower()
     if error.errno in (errno.EACCES, errno.EPERM):
         return refusal("IN_PERMISSION", f"the file cannot be read: {reason}", file=path, hint="Ask its owner.")
-    if path.is_symlink() and error.errno == errno.ENOENT and "annex" in os.fspath(path.readlink()):
+    if error.errno == errno.ENOENT and path.is_symlink() and "annex" in os.fspath(path.readlink()):
         return refusal("IN_FORMAT", "the annex content was not fetched", file=path, hint="Run: git annex get.")
     return refusal("IN_NOT_A_FILE", f"the file cannot be read: {reason}", file=path, hint="Check the path.")
 

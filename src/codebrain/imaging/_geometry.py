@@ -66,6 +66,9 @@ def _choose(
     if bad_zoom is not None:
         raise _zoom_refusal(header, bad_zoom, path)
     if qform:
+        if abs(float(header["pixdim"][0])) != 1:
+            message = f"qfac is {float(header['pixdim'][0]):g} instead of 1 or -1; it was read as its sign, 0 as 1"
+            notices.append(Notice("GEO_QFAC", message, name))
         affine = _qform(header, path)
         _require_invertible(affine, path, "qform")
         return affine

@@ -10,7 +10,6 @@ from typing import Any, Literal
 from codebrain.errors import CodeBrainError
 from codebrain.imaging.align import TRUSTED, Movement, finest, movements_onto
 from codebrain.imaging.examine import Examination, Finding
-from codebrain.imaging.study import modality_of
 from codebrain.imaging.volume import Volume, same_grid
 from codebrain.vocabulary import Modality
 
@@ -104,8 +103,8 @@ def compare(examined: Sequence[Examination]) -> Comparison | None:
 
 def _order(scan: Examination) -> int:
     """As ``impute`` goes through contrasts, so that both take the same reference."""
-    named = modality_of(scan.path.name)
-    return len(Modality) if named is None else list(Modality).index(named)
+    named = None if scan.image is None else scan.image.named
+    return len(Modality) if named is None else list(Modality).index(Modality(named))
 
 
 def _placed(path: Path, volume: Volume, home: Volume, movement: Movement | None) -> Placed:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,12 +24,15 @@ from codebrain.imaging._geometry import claimed_affine, forms_apart
 from codebrain.imaging._header import read_header
 from codebrain.imaging._mgh import is_mgh
 from codebrain.imaging.contrast import LikelyContrast, likely_contrast
+from codebrain.imaging.dicom.convert import read_series
+from codebrain.imaging.dicom.find import find_examination
 from codebrain.imaging.domain import HeadKind, defaced, skull_stripped
 from codebrain.imaging.intensity import border_constant, foreground_mask
 from codebrain.imaging.mending import Mending, Patient, mendings
 from codebrain.imaging.study import modality_of
 from codebrain.imaging.volume import Volume, read_volume
 from codebrain.marks import SYNTHETIC
+from codebrain.vocabulary import Modality
 
 Severity = Literal["refused", "warning"]
 
@@ -140,7 +144,7 @@ class ImageFacts:
         kind: ``stripped``, ``whole``, ``defaced`` or ``unclear``; see :mod:`codebrain.imaging.domain`.
         kind_reason: what was measured, in a few words.
         looks_like: the likely contrast.
-        named: the contrast that the file's name says, if any.
+        named: the contrast that the file's name, or a DICOM header, says, if any.
     """
 
     least: float
@@ -181,7 +185,6 @@ class Examination:
         image: ``None`` for a refused scan.
         findings: the refusal first.
         volume: the scan, for comparisons; ``None`` when refused.
-        series: of DICOM, a line for every series and what it is taken for.
     """
 
     path: Path
@@ -189,7 +192,6 @@ class Examination:
     image: ImageFacts | None
     findings: tuple[Finding, ...]
     volume: Volume | None = None
-    series: tuple[str, ...] = ()
 
     @property
     def usable(self) -> bool:
@@ -204,7 +206,6 @@ class Examination:
             "header": None if self.header is None else self.header.as_dict(),
             "image": None if self.image is None else self.image.as_dict(),
             "findings": [finding.as_dict() for finding in self.findings],
-            "series": list(self.series),
         }
 
 
@@ -213,16 +214,43 @@ def examine(path: Path, **reading: Any) -> Examination:
 
     Args:
         path: a file.
-        **reading: ``max_voxels``, ``volume_index`` and ``accept_no_orientation`` of
-            :func:`codebrain.imaging.volume.read_volume`.
+        **reading: of :func:`codebrain.imaging.volume.read_volume`.
     """
-    header = read_facts(path)
+    return _examine(path, read_facts(path), lambda: read_volume(path, **reading), modality_of(path.name))
+
+
+def examine_dicom(path: Path, **reading: Any) -> tuple[list[Examination], list[str]] | None:
+    """Examine the series of a folder, archive or file that ``impute`` would take as contrasts.
+
+    Returns:
+        The examinations, named ``path/DICOM series 3``, and a line for each series that is there; ``None`` where
+        there is no DICOM file.
+    """
     try:
-        volume = read_volume(path, **reading)
-        image = _image_facts(volume)
+        found = find_examination(path)
+    except CodeBrainError as error:
+        return [Examination(path, None, None, (_refused(path, error, None),))], []
+    if found is None:
+        return None
+    examined = []
+    for modality, series in found.chosen.items():
+        one = _examine(path / series.name, None, partial(read_series, series, **reading), modality)
+        if one.volume is not None:
+            kind = f"DICOM, {len(series.planes)} slices"
+            size = sum(instance.size for instance in series.instances)
+            facts = replace(_facts(path, one.volume.header, size, packed=False, pair=False), format=kind, texts=True)
+            one = replace(one, header=facts)
+        examined.append(one)
+    return examined, found.lines()
+
+
+def _examine(path: Path, header: HeaderFacts | None, read: Callable[[], Volume], named: Modality | None) -> Examination:
+    try:
+        volume = read()
+        image = _image_facts(volume, named)
     except (CodeBrainError, OSError, MemoryError) as error:
         return Examination(path, header, None, (_refused(path, error, header),))
-    warnings = (*(_warned(path, notice, header) for notice in volume.notices), *_own_warnings(path, image, header))
+    warnings = (*(_warned(path, notice, header) for notice in volume.notices), *_own_warnings(image))
     return Examination(path, header, image, warnings, volume)
 
 
@@ -245,15 +273,14 @@ def _patient(path: Path, code: str, message: str, header: HeaderFacts | None, *,
     return Patient(path, code, message, field, header.shape, header.spacing, header.qform in _CODES)
 
 
-def _own_warnings(path: Path, image: ImageFacts, header: HeaderFacts | None) -> Iterable[Finding]:
+def _own_warnings(image: ImageFacts) -> Iterable[Finding]:
     """What ``impute`` accepts in silence and a person should still know."""
     looks = image.looks_like
     if image.named is not None and looks.candidates and image.named not in looks.candidates:
-        message = f"the name says {image.named}, the image looks like {_choice(looks.candidates)}: {looks.reason}"
+        message = (
+            f"the name or header says {image.named}, the image looks like {_choice(looks.candidates)}: {looks.reason}"
+        )
         yield Finding("MOD_NAME", "warning", message)
-    if header is not None and header.synthetic:
-        message = "the header says that the image is SYNTHETIC; images made from it show what a model believes, twice"
-        yield Finding("IN_SYNTHETIC", "warning", message)
 
 
 def _choice(words: Iterable[str]) -> str:
@@ -328,11 +355,10 @@ def code_name(code: int) -> str:
     return f"{code} ({'unset' if code == 0 else _CODES.get(code, 'invalid')})"
 
 
-def _image_facts(volume: Volume) -> ImageFacts:
+def _image_facts(volume: Volume, named: Modality | None) -> ImageFacts:
     head = foreground_mask(volume.data)
     inside, outside = volume.data[head], volume.data[~head]
     values = np.percentile(inside, _PERCENTILES) if inside.size else np.zeros(len(_PERCENTILES))
-    named = modality_of(volume.name)
     kind, reason = _kind(volume)
     return ImageFacts(
         least=float(volume.data.min()),
@@ -363,22 +389,20 @@ def _kind(volume: Volume) -> tuple[HeadKind, str]:
 
 
 _SCANS = (".nii", ".nii.gz", ".mgz", ".mgh", ".mgh.gz", ".img", ".img.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".mnc")
-_DICOM = (".dcm", ".ima")
 
 
-def find_scans(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The scans below a folder by name, and the folders that hold DICOM files; hidden ones are passed over.
+def find_scans(folder: Path) -> tuple[list[Path], bool]:
+    """The scans below a folder by name, and whether there are DICOM files, too; what is hidden is passed over.
 
     A ``.hdr`` counts only where its ``.img`` is missing.
     """
     scans: list[Path] = []
-    dicom: list[Path] = []
+    dicom = False
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths = [Path(place) / name for name in sorted(names) if not name.startswith(".")]
         scans += [path for path in paths if _is_scan(path)]
-        if any(path.name.lower().endswith(_DICOM) or (not path.suffix and is_dicom(path)) for path in paths):
-            dicom.append(Path(place))
+        dicom = dicom or any(is_dicom(path) for path in paths if not _is_scan(path))
     return scans, dicom
 
 
@@ -390,7 +414,7 @@ def _is_scan(path: Path) -> bool:
     return name.endswith(_SCANS)
 
 
-def examine_folder(folder: Path) -> Examination:
+def empty_folder(folder: Path) -> Examination:
     """What there is to say of a folder without a scan."""
     message = "there is no scan in this folder (expected .nii, .nii.gz, .mgz, .hdr with .img, or DICOM files)"
     return Examination(folder, None, None, (Finding("IN_NOT_A_FILE", "refused", message),))

@@ -118,7 +118,7 @@ def _format(patient: Patient) -> list[Mending]:
         ("html", f"curl --fail --location --output {_quoted(path)} URL"),
         ("xml", f"curl --fail --location --output {_quoted(path)} URL"),
         ("gzip-compressed but", f"mv -n {_quoted(path)} {_quoted(path.with_name(right_name(path.name)))}"),
-        ("dicom", f"dcm2niix -z y -o OUT {folder}"),
+        ("dicom", f"codebrain impute {folder} -o OUT"),
         ("zip archive", f"unzip {_quoted(path)} -d {_quoted(path.with_suffix(''))}"),
         ("zstd", f"zstd --decompress --keep {_quoted(path)}"),
         ("bzip2", f"bunzip2 --keep {_quoted(path)}"),
@@ -183,6 +183,11 @@ def _nonfinite(patient: Patient) -> list[Mending]:
 def _no_orientation(patient: Patient) -> list[Mending]:
     flag = f"codebrain impute --accept-no-orientation --input CONTRAST={_quoted(patient.path)} -o OUT"
     return [*_from_dicom(patient), Mending(flag, "every contrast lies in the order left, anterior, superior")]
+
+
+def _synthetic(patient: Patient) -> list[Mending]:
+    flag = f"codebrain impute --accept-synthetic --input CONTRAST={_quoted(patient.path)} -o OUT"
+    return [Mending(flag, "an image made from a computed image is wanted, and will say so")]
 
 
 def _affine(patient: Patient) -> list[Mending]:
@@ -257,6 +262,7 @@ _MENDINGS: dict[str, Callable[[Patient], list[Mending]]] = {
     "IN_NDIM": _volumes,
     "IN_TOO_BIG": _too_big,
     "IN_NONFINITE": _nonfinite,
+    "IN_SYNTHETIC": _synthetic,
     "GEO_NO_ORIENTATION": _no_orientation,
     "GEO_AFFINE": _affine,
     "GEO_FORMS": _forms,

@@ -154,8 +154,8 @@ def write_scratch(target: Path | str, chunks: Iterable[bytes]) -> int:
 
 
 def write_text(target: Path | str, content: str) -> None:
-    """Write UTF-8 text to ``target``, all or nothing."""
-    write_bytes(target, content.encode())
+    """Write UTF-8 text to ``target``, all or nothing; bytes of a file name that are no text become escapes."""
+    write_bytes(target, content.encode("utf-8", "backslashreplace"))
 
 
 def write_json(target: Path | str, content: object) -> None:
@@ -218,6 +218,9 @@ def _take_places(stage: Path, folder: Path, last: Path, removed: list[Path]) -> 
             if not target.parent.is_dir():
                 target.parent.mkdir()
                 undo.callback(target.parent.rmdir)
+            with contextlib.suppress(FileNotFoundError):  # a replaced file keeps its mode
+                if not target.is_symlink():
+                    (stage / name).chmod(stat.S_IMODE(target.stat().st_mode))
             _step_aside(target, aside / name, undo)
             (stage / name).replace(target)
             undo.callback(target.unlink)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import SpatialImage
+from nibabel.volumeutils import native_code
 from numpy.typing import NDArray
 
 from codebrain.errors import CodeBrainError, Notice, refusal
@@ -238,7 +240,9 @@ def _header_of(image: Any) -> Any:
     return header
 
 
-def volume_image(data: NDArray[Any], *, like: Volume, description: str, intent_name: str) -> nib.Nifti1Image:
+def volume_image(
+    data: NDArray[Any], *, like: Volume, description: str, intent_name: str, comment: str = ""
+) -> nib.Nifti1Image:
     """``data`` ``(i, j, k)`` as a float32 image on the grid of ``like``, its grid fields bit for bit.
 
     Args:
@@ -246,6 +250,7 @@ def volume_image(data: NDArray[Any], *, like: Volume, description: str, intent_n
         like: the scan whose grid it lies on.
         description: up to 79 bytes of ``descrip``.
         intent_name: up to 15 bytes.
+        comment: a header extension; none when empty.
 
     Raises:
         ValueError: when the shape of ``data`` is not that of ``like``.
@@ -257,6 +262,8 @@ def volume_image(data: NDArray[Any], *, like: Volume, description: str, intent_n
     cls = nib.Nifti2Image if header.sizeof_hdr == 540 else nib.Nifti1Image
     image = cls(values, header.get_best_affine(), header)
     _keep_grid(image.header, like)  # nibabel mends odd fields on the way
+    if comment:
+        image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", comment.encode()))
     return image
 
 
@@ -266,6 +273,8 @@ def _output_header(like: Volume, description: str, intent_name: str) -> Any:
     header.set_data_dtype(np.float32)
     header.set_data_shape(like.shape_on_disk)
     _keep_grid(header, like)
+    if abs(float(header["pixdim"][0])) != 1:
+        header["pixdim"][0] = 1  # as it was read; nibabel refuses to make an image with another one
     header["descrip"] = description.encode()[:79]
     header["intent_name"] = intent_name.encode()[:15]
     header["scl_slope"], header["scl_inter"] = 1.0, 0.0
@@ -279,7 +288,9 @@ def _keep_grid(header: Any, like: Volume) -> None:
         header["dim"] = like.header["dim"]
 
 
-def write_volume(target: Path | str, data: NDArray[Any], *, like: Volume, description: str, intent_name: str) -> None:
+def write_volume(
+    target: Path | str, data: NDArray[Any], *, like: Volume, description: str, intent_name: str, comment: str = ""
+) -> None:
     """Write ``data`` as :func:`volume_image` makes it: all or nothing, and equal bytes for equal data.
 
     The gzip header carries neither name nor time.
@@ -287,7 +298,7 @@ def write_volume(target: Path | str, data: NDArray[Any], *, like: Volume, descri
     Raises:
         EnvironmentRefused: ``OUT_SPACE``, ``OUT_PERMISSION``, ``OUT_NAME``.
     """
-    image = volume_image(data, like=like, description=description, intent_name=intent_name)
+    image = volume_image(data, like=like, description=description, intent_name=intent_name, comment=comment)
     with safe_files.atomic_stream(target) as stream:
         if Path(target).name.endswith(".gz"):
             with gzip.GzipFile("", "wb", compresslevel=_LEVEL, fileobj=stream, mtime=0) as packed:
@@ -302,8 +313,12 @@ _LEVEL = 4
 
 def _write(stream: Any, image: Any) -> None:
     header = image.header
-    header["vox_offset"] = offset = int(header.sizeof_hdr) + 4 + (-(header.sizeof_hdr + 4) % 16)
-    stream.write(header.binaryblock + bytes(offset - header.sizeof_hdr))
+    extensions = io.BytesIO()
+    header.extensions.write_to(extensions, byteswap=header.endianness != native_code)
+    begin = bytes([bool(extensions.tell()), 0, 0, 0]) + extensions.getvalue()
+    begin += bytes(-(header.sizeof_hdr + len(begin)) % 16)
+    header["vox_offset"] = header.sizeof_hdr + len(begin)
+    stream.write(header.binaryblock + begin)
     values = np.asarray(image.dataobj).astype("<f4", copy=False).reshape(-1, order="F")
     stream.write(values.view(np.uint8).data)
 

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from codebrain import output
-from codebrain.errors import refusal
+from codebrain.errors import one_line, refusal
 from codebrain.imaging import safe_files
 from codebrain.marks import DOUBT_MEANING
 from codebrain.report.preview import colour_bar, png
@@ -121,9 +121,16 @@ def style_sheet() -> str:
 def template(name: str) -> jinja2.Template:
     """A template of this folder: everything escaped, nothing undefined passes."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown
     )
     return environment.get_template(name)
+
+
+def _shown(value: Any) -> Any:
+    """Names from files as they are; control and bidirectional characters in them, which can mislead, escaped."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return "\n".join(one_line(line) for line in value.split("\n"))
 
 
 def csp_hash(style: str) -> Markup:

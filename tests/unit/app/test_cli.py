@@ -128,6 +128,7 @@ def test_the_traceback_is_for_debugging(capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.row("E9")
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signals_unwind_and_handlers_come_back(number, expected, capsys):
     before = signal.getsignal(number)
@@ -156,6 +157,7 @@ def test_the_log_is_heard_during_a_command_and_left_as_it_was(capsys):
     assert (logger.level, logger.handlers) == before
 
 
+@pytest.mark.row("D9")
 def test_a_reader_that_went_away_is_no_error():
     code = "import sys\nfrom codebrain.app.cli import main\nsys.exit(main(['info']))"
     command = f'{sys.executable} -c "{code}" | true; exit ${{PIPESTATUS[0]}}'

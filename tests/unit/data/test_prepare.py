@@ -138,6 +138,7 @@ def test_workers_give_the_same_store(tmp_path: Path) -> None:
     assert {name for _, _, name in seen} == {"a", "b"}
 
 
+@pytest.mark.row("F10")
 def test_a_worker_that_is_killed_is_a_refused_study(
     studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -170,6 +170,7 @@ def test_no_store(tmp_path: Path) -> None:
     assert caught.value.code == "DATA_NONE"
 
 
+@pytest.mark.row("F11")
 @pytest.mark.parametrize("damage", [Path.unlink, _cut])
 @pytest.mark.parametrize("name", ["s02.npy", "s02-brain.npy"])
 def test_opening_finds_missing_and_cut_files(store: SliceStore, damage, name: str) -> None:
@@ -188,6 +189,7 @@ def test_verify_finds_a_flipped_bit(store: SliceStore) -> None:
     assert caught.value.code == "DATA_CORRUPT"
 
 
+@pytest.mark.row("F11")
 def test_a_file_that_vanishes_later_is_named(store: SliceStore) -> None:
     (store.root / "slices" / "s02.npy").unlink()
     with pytest.raises(InputRefused, match=r"s02\.npy"):

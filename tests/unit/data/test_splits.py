@@ -46,6 +46,7 @@ def test_named_test_and_drawn_validation() -> None:
     assert splits.as_dict()["asked"] == {"val": None, "test": ["a"]}
 
 
+@pytest.mark.row("F12")
 @pytest.mark.parametrize(
     ("people", "options", "word"),
     [

@@ -120,7 +120,7 @@ def test_an_analyze_pair_is_converted_with_a_caution(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\n", "git -C {folder} lfs pull --include=t1.nii.gz"),
         (b"/annex/objects/SHA256E-s1--0.nii.gz\n", "git -C {folder} annex get t1.nii.gz"),
         (b"<html>404", "curl --fail --location --output {folder}/t1.nii.gz URL"),
-        (bytes(128) + b"DICM", "dcm2niix -z y -o OUT {folder}"),
+        (bytes(128) + b"DICM", "codebrain impute {folder} -o OUT"),
         (b"PK\x03\x04" + bytes(99), "unzip {folder}/t1.nii.gz -d {folder}/t1.nii"),
     ],
 )

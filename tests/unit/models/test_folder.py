@@ -85,6 +85,7 @@ def _flip(file: Path) -> None:
     file.write_bytes(bytes(content))
 
 
+@pytest.mark.row("F1", "F3", "F5", "F6")
 @pytest.mark.parametrize("case", SPOILED)
 def test_a_spoiled_folder_is_refused(case: str, folder: Path) -> None:
     code, spoil = SPOILED[case]
@@ -100,6 +101,7 @@ def test_the_sentence_names_the_field(folder: Path) -> None:
         load_model(folder)
 
 
+@pytest.mark.row("F7")
 def test_weights_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
     modalities = ModalitySet.parse("T1,T2")
     model = build_model("codebrain", modalities, {"width": 1, "depth": 1})
@@ -179,6 +181,7 @@ def forget(facts: dict, *names: str) -> None:
     facts["settings"] = json.dumps({name: value for name, value in settings.items() if name not in names})
 
 
+@pytest.mark.row("F6")
 def test_a_folder_from_before_a_setting_existed_has_its_default(folder: Path) -> None:
     new = load_model(folder)
     rewrite_header(folder, lambda facts: forget(facts, "condition"))

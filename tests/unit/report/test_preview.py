@@ -63,6 +63,7 @@ def test_thick_slices_are_drawn_at_true_proportions():
     assert all(abs(width - height) <= 1 for width, height in cuts.sizes)
 
 
+@pytest.mark.row("J4")
 @pytest.mark.parametrize("role", ["imputed", "doubt", "error", "given", "truth"])
 def test_the_word_is_burned_into_every_cut_of_synthetic_pictures_only(role, monkeypatch):
     data, affine = head()

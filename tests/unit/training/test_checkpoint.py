@@ -37,6 +37,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.row("E6")
 def test_two_stay_and_the_newest_is_by_count_not_by_clock(tmp_path: Path) -> None:
     import os
 
@@ -129,6 +130,7 @@ def train(tmp_path: Path, **settings: object) -> Path:
     return loop.train(config, store, tmp_path / "run", device="cpu")
 
 
+@pytest.mark.row("F7", "F9")
 def test_weights_that_are_not_finite_never_displace_good_ones(
     tmp_path: Path, toy: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +147,7 @@ def test_weights_that_are_not_finite_never_displace_good_ones(
     assert [path.name[-1] for path in (tmp_path / "run" / "checkpoints").glob("step-*")] in (["1", "2"], ["2", "1"])
 
 
+@pytest.mark.row("F14")
 def test_a_lasting_full_disk_stops_after_three_failures(
     tmp_path: Path, toy: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

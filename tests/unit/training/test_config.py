@@ -62,6 +62,7 @@ BAD = {
 }
 
 
+@pytest.mark.row("D10")
 @pytest.mark.parametrize("case", BAD)
 def test_a_bad_file_is_refused_by_name(case: str, tmp_path: Path) -> None:
     text, expected = BAD[case]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,11 +16,12 @@ from codebrain.app._common import (
     JsonOption,
     QuietOption,
     VerboseOption,
+    emit,
     emit_json,
-    one_line,
     progress,
     run,
 )
+from codebrain.errors import CodeBrainError, one_line
 
 if TYPE_CHECKING:
     from codebrain.imaging.compare import Comparison, Placed
@@ -45,6 +47,9 @@ def register(app: typer.Typer) -> None:
         accept_no_orientation: Annotated[
             bool, typer.Option("--accept-no-orientation", help="Accept files without orientation codes.")
         ] = False,
+        accept_synthetic: Annotated[
+            bool, typer.Option("--accept-synthetic", help="Accept images that a model computed.")
+        ] = False,
         as_json: JsonOption = False,
         debug: DebugOption = False,
         verbose: VerboseOption = 0,
@@ -58,6 +63,7 @@ def register(app: typer.Typer) -> None:
             "max_voxels": max_voxels,
             "volume_index": volume,
             "accept_no_orientation": accept_no_orientation,
+            "accept_synthetic": accept_synthetic,
         }
         run(
             lambda: _doctor(files, reading, comparing=compare, as_json=as_json, quiet=quiet),
@@ -67,8 +73,6 @@ def register(app: typer.Typer) -> None:
 
 def _doctor(files: Sequence[Path], reading: dict[str, Any], *, comparing: bool, as_json: bool, quiet: bool) -> None:
     from codebrain.imaging.compare import compare
-    from codebrain.imaging.dicom.checkup import examine_dicom
-    from codebrain.imaging.examine import examine, examine_folder
 
     groups = list(_groups(files))
     total, done, usable = sum(len(group) for group in groups), 0, True
@@ -78,19 +82,18 @@ def _doctor(files: Sequence[Path], reading: dict[str, Any], *, comparing: bool, 
         for group in groups:
             examined: list[Examination] = []
             for path, kind in group:
-                if kind == "empty":
-                    found = examine_folder(path)
-                elif kind == "dicom":
-                    found = examine_dicom(path, max_voxels=reading["max_voxels"])
-                else:
-                    found = examine(path, **reading)
-                examined.append(found)
-                usable = usable and (found.usable or kind == "passed over")
+                passed_over = kind == "passed over"
+                found, notes = _examined(path, kind, reading)
+                examined += found
                 done += 1
                 advance(done, total, path.name)
-                documents.append({**found.as_dict(), "passed_over": kind == "passed over"})
-                if not as_json:
-                    _print(page(found, passed_over=kind == "passed over"))
+                for one in found:
+                    usable = usable and (one.usable or passed_over)
+                    documents.append({**one.as_dict(), "passed_over": passed_over})
+                    if not as_json:
+                        _print(page(one, passed_over=passed_over))
+                if notes and not as_json:
+                    _print([("", f"{path}: what the DICOM headers say", "bold"), *(("", f"  {n}", "") for n in notes)])
             beside = compare(examined) if comparing and len(examined) > 1 else None
             if beside is not None:
                 comparisons.append(beside)
@@ -102,19 +105,36 @@ def _doctor(files: Sequence[Path], reading: dict[str, Any], *, comparing: bool, 
         raise typer.Exit(3)
 
 
+def _examined(path: Path, kind: str, reading: dict[str, Any]) -> tuple[list[Examination], list[str]]:
+    """One file as one examination, DICOM as one of each series that is a contrast."""
+    from codebrain.imaging.dicom.store import open_store
+    from codebrain.imaging.examine import empty_folder, examine, examine_dicom
+
+    if kind == "empty":
+        return [empty_folder(path)], []
+    dicom = examine_dicom(path, **reading) if kind == "dicom" or _may_be_dicom(path, open_store) else None
+    return dicom if dicom is not None else ([examine(path, **reading)], [])
+
+
+def _may_be_dicom(path: Path, open_store: Callable[[Path], object]) -> bool:
+    try:
+        return open_store(path) is not None
+    except CodeBrainError:  # cannot be read; the examination says why
+        return False
+
+
 def _groups(files: Sequence[Path]) -> Iterator[list[tuple[Path, str]]]:
     """Files that belong together: those named one by one, and those of one folder below a named folder.
 
     Of a folder with files that are named after contrasts, ``impute`` passes over the others, such as segmentations.
     """
-    from codebrain.imaging.dicom.store import open_store
     from codebrain.imaging.examine import find_scans
     from codebrain.imaging.study import modality_of
 
-    named = [(path, "scan" if open_store(path) is None else "dicom") for path in files if not path.is_dir()]
+    named = [(path, "scan") for path in files if not os.path.isdir(path)]  # noqa: PTH112 (says no for any name)
     if named:
         yield named
-    for folder in (path for path in files if path.is_dir()):
+    for folder in (path for path in files if os.path.isdir(path)):  # noqa: PTH112
         scans, dicom = find_scans(folder)
         if not scans and not dicom:
             yield [(folder, "empty")]
@@ -130,8 +150,8 @@ def _print(lines: Iterable[Line]) -> None:
     """Words in columns; in colour on a terminal only. A long line is never cut or broken."""
     if not sys.stdout.isatty():
         for label, text, _ in lines:
-            print(f"{_column(label)}{one_line(text)}".rstrip())
-        print(flush=True)
+            emit(f"{_column(label)}{one_line(text)}".rstrip())
+        emit("")
         return
     from rich.console import Console
     from rich.text import Text
@@ -156,7 +176,6 @@ def page(found: Examination, *, passed_over: bool = False) -> list[Line]:
     lines: list[Line] = [("", f"{found.path}: {verdict}", "bold red" if refused else "bold green")]
     lines += [] if found.header is None else _header_lines(found.header)
     lines += [] if found.image is None else _image_lines(found.image)
-    lines += [("  DICOM", line, "") for line in found.series]
     for finding in found.findings:
         lines += _finding_lines(finding)
     return lines
@@ -251,6 +270,8 @@ def _where(scan: Placed) -> str:
 
 def _impute_command(examined: Sequence[Examination]) -> str:
     """How the usable scans would be given; empty where a contrast is not sure or comes twice."""
+    if any(scan.header is not None and scan.header.format.startswith("DICOM") for scan in examined):
+        return f"codebrain impute {shlex.quote(str(examined[0].path.parent))} -o OUT"
     flags: dict[str, str] = {}
     for scan in examined:
         if scan.image is None or (contrast := _contrast(scan.image)) is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from codebrain.app._common import (
     run,
     say,
 )
-from codebrain.errors import refusal
+from codebrain.errors import one_line, refusal
 from codebrain.vocabulary import Modality
 
 if TYPE_CHECKING:
@@ -219,7 +220,7 @@ def _recognise(
 ) -> tuple[Mapping[Modality, Path | Series], list[str]]:
     """What lies in a folder or archive, and a line about each of it; ``wishes`` as for DICOM series."""
     from codebrain.imaging.dicom.find import find_examination
-    from codebrain.imaging.study import find_files
+    from codebrain.imaging.study import find_files, find_session
 
     files = {} if folder.is_file() else find_files(folder)
     if files and not only_dicom:
@@ -230,7 +231,8 @@ def _recognise(
         return examination.chosen, examination.lines(describe=describe)
     if only_dicom:
         raise refusal("CONFIG", "there is no DICOM series here to choose from", file=folder, field="--series")
-    return (find_files(folder) if folder.is_file() else {}), []
+    files = find_session(folder)
+    return files, [f"{m}: {path.name}" for m, path in files.items()]
 
 
 def _pair(text: str, flag: str = "--input", form: str = "CONTRAST=FILE") -> tuple[Modality, str]:
@@ -252,7 +254,8 @@ def impute_files(request: Request, *, as_json: bool, quiet: bool) -> None:
         hint = "Add --output-type nifti,dicom; nothing else that is written ever names a patient."
         raise refusal("CONFIG", "only a DICOM series can name its patient", field="--keep-patient", hint=hint)
     places = [file if isinstance(file, Path) else file.file for file in request.files.values()]
-    sources = [place for place in places if place.is_dir()] + ([] if request.folder is None else [request.folder])
+    sources = [place for place in places if os.path.isdir(place)]  # noqa: PTH112 (says no for impossible names)
+    sources += [] if request.folder is None else [request.folder]
     copies = 2 * (1 + len(native_contrasts(request.space))) + request.dicom
     place = output.RunFolder(
         request.out,
@@ -282,9 +285,12 @@ def _size(file: Path | Series) -> int:
     """Bytes of a scan; of a folder, whose files nobody has looked at yet, those of all."""
     if not isinstance(file, Path):
         return sum(instance.size for instance in file.instances)
-    if file.is_dir():
-        return sum(path.stat().st_size for path in file.rglob("*") if path.is_file())
-    return file.stat().st_size if file.is_file() else 0
+    try:
+        if file.is_dir():
+            return sum(path.stat().st_size for path in file.rglob("*") if path.is_file())
+        return file.stat().st_size if file.is_file() else 0
+    except OSError:  # a name that no file can have, of which the read says more
+        return 0
 
 
 def _require_dicom(request: Request) -> None:
@@ -348,14 +354,14 @@ def report_result(result: Imputation, out: Path, *, as_json: bool, quiet: bool =
     emit(f"SYNTHETIC {', '.join(result)} imputed from {given} with {model} in {seconds:.1f} s")
     for modality in result:
         for space in (None, *result.native):
-            emit(f"  {modality:<6} {out / output.image_name(result.name, modality, space)}")
+            emit(f"  {modality:<6} {one_line(str(out / output.image_name(result.name, modality, space)))}")
     for row in dicom_rows(out):
-        emit(f"  {row['contrast']:<6} {out / row['file']} ({row['kind']})")
+        emit(f"  {row['contrast']:<6} {one_line(str(out / row['file']))} ({row['kind']})")
     if record["enhancement"]:
         emit(f"  T1Gd: {record['enhancement']}")
     for line in score_lines(record["scores"]):
         emit(line)
-    emit(f"Report: {out / output.REPORT_FILE}")
+    emit(f"Report: {one_line(str(out / output.REPORT_FILE))}")
     emit(record["notice"])
 
 
