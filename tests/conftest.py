@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 # Before torch is imported. Two test processes with two threads each on two cores wait for one another: a short
@@ -16,6 +17,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 install_import_hook(
     ["codebrain.nn", "codebrain.models", "codebrain.metrics", "codebrain.uncertainty"], "beartype.beartype"
 )
+
+# Property tests: few examples and always the same ones in CI; `--hypothesis-profile=long` draws many, anew each time.
+settings.register_profile("ci", deadline=None, max_examples=30, derandomize=True)
+settings.register_profile(
+    "long", deadline=None, max_examples=int(os.environ.get("CODEBRAIN_EXAMPLES", "10000")), print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)  # fmt: skip
+settings.load_profile("ci")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REAL_DATA = REPOSITORY.parent / "shared" / "data"

@@ -89,12 +89,16 @@ class ImputedContrast:
 
     def write_images(self, folder: Path, image: str, doubt: str) -> list[dict[str, str]]:
         """Write the image and, where there is one, the doubt, under these names; returns a row for each."""
-        write_volume(folder / image, self.data, like=self.reference, **self._marks(str(self.modality)))
+        self.write_image(folder / image)
         rows = [self._row(folder, image, "imputed image (SYNTHETIC)")]
         if self.doubt is not None:
             write_volume(folder / doubt, self.doubt, like=self.reference, **self._marks("doubt"))
             rows.append(self._row(folder, doubt, "doubt of the predicted code"))
         return rows
+
+    def write_image(self, target: Path) -> None:
+        """Write the image alone, marked SYNTHETIC in its header."""
+        write_volume(target, self.data, like=self.reference, **self._marks(str(self.modality)))
 
     def _row(self, folder: Path, file: str, kind: str) -> dict[str, str]:
         where = "" if self.space is None else f", on the grid of {self.space}"

@@ -52,9 +52,9 @@ def typed(capfd):
     """Type a command line in this process."""
     from codebrain.app.cli import main
 
-    def type_command(*words) -> Typed:
+    def type_command(*words, program=main) -> Typed:
         capfd.readouterr()
-        status = main([str(word) for word in words])
+        status = program([str(word) for word in words])
         return Typed(status, *capfd.readouterr())
 
     return type_command

@@ -230,6 +230,28 @@ def test_json_says_the_same(study, tmp_path, impute):
     assert answer.json["inputs"][0]["file"] == "DICOM series 1"
 
 
+def test_the_doctor_says_what_impute_would_take(study, tmp_path, typed):
+    answer = typed("doctor", study)
+    assert answer.status == 0
+    assert "series 1: T1: gradient echo, TR 2300 ms" in answer.out
+    series.write(study / "3", series.slices(number=7))
+    answer = typed("doctor", study)
+    assert answer.status == 3 and "DCM_AMBIGUOUS" in answer.out and "--series T1=1" in answer.out
+    for path in (study / "3").iterdir():
+        path.unlink()
+    (study / "1" / "0007.dcm").unlink()
+    answer = typed("doctor", study, "--json")
+    assert answer.status == 3
+    assert "DCM_GAP" in [finding["code"] for found in answer.json["files"] for finding in found["findings"]]
+    one = typed("doctor", study / "2" / "0000.dcm")  # a slice is a file of a series, and no scan
+    assert one.status == 3 and "DCM_UNKNOWN" in one.out
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "IM0001").write_bytes(bytes(128) + b"DICM" + bytes(100))
+    answer = typed("doctor", broken)
+    assert answer.status == 3 and "DCM_MALFORMED" in answer.out
+
+
 def test_the_library_takes_series_too(study, tmp_path, tiny_model):
     from codebrain import Imputer
 

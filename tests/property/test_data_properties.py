@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections import Counter
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from codebrain.data.splits import SPLITS, split_patients
@@ -29,7 +29,6 @@ def test_a_patient_is_never_in_two_splits(people: dict[str, str], seed: int, dat
         assert parts[1] and parts[2]
 
 
-@settings(deadline=None)
 @given(st.lists(st.booleans(), min_size=2, max_size=5).filter(lambda row: sum(row) >= 2), st.integers(0, 2**31))
 def test_patterns_are_uniform_over_strict_subsets(row: list[bool], seed: int) -> None:
     expected = strict_subsets(tuple(row))
@@ -44,7 +43,6 @@ def test_patterns_are_uniform_over_strict_subsets(row: list[bool], seed: int) ->
     assert statistic < (k - 1) + 8 * (2 * (k - 1)) ** 0.5 + 8
 
 
-@settings(deadline=None)
 @given(
     st.integers(2, 5).flatmap(
         lambda m: st.lists(

@@ -26,8 +26,8 @@ IntensityOption = Annotated[str, typer.Option("--intensity", metavar="scanner|un
 PrecisionOption = Annotated[str, typer.Option("--precision", metavar="auto|fp32|bf16")]
 JobsOption = Annotated[
     int | None,
-    typer.Option("--jobs", "--n-cpus", "--n_cpus", min=1,
-                 help="Studies at a time, each worker with the model loaded once; by default what fits."),
+    typer.Option("--jobs", "--n-cpus", "--n_cpus", min=0,
+                 help="Worker processes, each with the model loaded once; by default what fits; 0 works in this one."),
 ]  # fmt: skip
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Make again what was made with another model or other settings.")
@@ -81,7 +81,7 @@ def work(
     with progress("imputing", quiet=quiet) as bar:
         result = run_batch(
             studies, out, settings=settings, layout=layout, jobs=jobs, overwrite=overwrite, sources=sources,
-            prepare=prepare, progress=teller(bar, as_json=as_json, quiet=quiet, unit="study"),
+            prepare=prepare, progress=teller(bar, as_json=as_json, quiet=quiet, unit="study", units="studies"),
         )  # fmt: skip
     for notice in result.notices:
         say(f"codebrain: warning: {notice.code}: {notice.message}")

@@ -211,23 +211,34 @@ def progress(title: str, *, quiet: bool = False) -> Iterator[Advance]:
         yield advance
 
 
-def teller(bar: Advance, *, as_json: bool, quiet: bool, unit: str = "step") -> Advance:
-    """The bar of :func:`progress` on a terminal; elsewhere a line now and then, with the time left."""
+def teller(bar: Advance, *, as_json: bool, quiet: bool, unit: str = "step", units: str | None = None) -> Advance:
+    """The bar of :func:`progress` on a terminal; elsewhere a line now and then, with the time left.
+
+    Args:
+        bar: what :func:`progress` yields.
+        as_json: lines of JSON on stdout.
+        quiet: say nothing.
+        unit: what is counted.
+        units: its plural, where that is not ``unit`` with an s.
+    """
     begun = last = time.monotonic()
     first = -1
 
     def tell(done: int, total: int, note: str) -> None:
-        nonlocal last, first
+        nonlocal last, first, begun
         bar(done, total, note)
         now = time.monotonic()
-        first = done if first < 0 else first
+        if first < 0:
+            first, begun = done, now
         if bar is not _no_bar or now - last < _EVERY_SECONDS:
             return
         last = now
-        left = (now - begun) / max(done - first, 1) * (total - done) / 60
+        # Nothing is known about the time left before something was done.
+        left = (now - begun) / (done - first) * (total - done) / 60 if done > first else None
         if as_json:
-            emit_json({unit: done, f"{unit}s": total, "note": note, "minutes_left": round(left, 1)})
+            minutes = None if left is None else round(left, 1)
+            emit_json({unit: done, units or f"{unit}s": total, "note": note, "minutes_left": minutes})
         elif not quiet:
-            say(f"{unit} {done} of {total}, {note}, {left:.0f} min left")
+            say(f"{unit} {done} of {total}, {note}" + ("" if left is None else f", {left:.0f} min left"))
 
     return tell

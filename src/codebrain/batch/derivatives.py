@@ -88,10 +88,11 @@ class DerivativeLayout:
         source: BidsStudy = study.source
         begun, anat = time.perf_counter(), f"{source.folder}/anat"
         (stage / anat).mkdir(parents=True)
+        about = {"SkullStripped": _stripped(result), "Warnings": list(result.record["warnings"])}
         written = [
             {**row, "file": f"{anat}/{row['file']}"}
             for contrast in result.contrasts.values()
-            for row in _write_contrast(stage / anat, study, contrast)
+            for row in _write_contrast(stage / anat, study, contrast, about)
         ]
         if result.doubt is not None:
             metrics = derivative_name(source, "uncertainty", "metrics.tsv")
@@ -105,7 +106,14 @@ class DerivativeLayout:
         return f"{study.name}.html"
 
 
-def _write_contrast(folder: Path, study: BatchStudy, contrast: ImputedContrast) -> list[dict[str, str]]:
+def _stripped(result: Imputation) -> bool:
+    """What BIDS wants to know about every derived image: imputed ones show what their reference shows."""
+    return skull_stripped(next(iter(result.contrasts.values())).reference.data)
+
+
+def _write_contrast(
+    folder: Path, study: BatchStudy, contrast: ImputedContrast, about: Mapping[str, Any]
+) -> list[dict[str, str]]:
     """Image, doubt and their sidecars; rows for the record."""
     enhanced, suffix = contrast.modality is Modality.T1GD, _SUFFIX[contrast.modality]
     image, doubt = (
@@ -114,11 +122,12 @@ def _write_contrast(folder: Path, study: BatchStudy, contrast: ImputedContrast) 
     # BIDS wants three axes; a fourth of length one, which codebrain otherwise keeps, fails its validator.
     flat = replace(contrast, reference=replace(contrast.reference, shape_on_disk=contrast.data.shape))
     rows = flat.write_images(folder, f"{image}.nii.gz", f"{doubt}.nii.gz")
-    facts = _sidecar(study, contrast)
+    facts = {**_sidecar(study, contrast), **about}
     sidecars = {f"{image}.json": {"Description": _described(contrast), **facts}}
     if contrast.doubt is not None:
-        about = {key: facts[key] for key in _COMMON if key in facts}
-        sidecars[f"{doubt}.json"] = {"Description": marks.DOUBT_MEANING, **about}
+        shown = {"File": f"{doubt}.nii.gz", "Description": marks.DOUBT_MEANING}
+        sidecars[f"{image}.json"]["Uncertainty"] = shown
+        sidecars[f"{doubt}.json"] = {"Description": marks.DOUBT_MEANING, **{key: facts[key] for key in _COMMON}}
     for name, content in sidecars.items():
         safe_files.write_json(folder / name, content)
     return rows + [output_row(folder, name, str(contrast.modality), "sidecar") for name in sidecars]
@@ -140,7 +149,6 @@ def _sidecar(study: BatchStudy, contrast: ImputedContrast) -> dict[str, Any]:
     uris = {contrast: f"bids:{RAW}:{study.shown[Modality.parse(contrast)]}" for contrast in hashes}
     by_name = {Path(name).name: f"bids:{RAW}:{name}" for name in study.shown.values()}
     return facts | {
-        "SkullStripped": skull_stripped(contrast.reference.data),
         "SpatialReference": by_name.get(contrast.reference.name, "orig"),
         "Sources": list(uris.values()),
         "SourcesSHA256": {uris[name]: digest for name, digest in hashes.items()},
@@ -210,4 +218,5 @@ def description(folder: Path, dataset: BidsDataset) -> dict[str, Any]:
         "DatasetLinks": {RAW: where},
         "SourceDatasets": [{"URL": where, **({"DOI": doi} if doi else {})}],
     }  # fmt: skip
-    return facts | {key: raw[key] for key in ("License",) if isinstance(raw.get(key), str)}
+    kinds = {"License": str, "Authors": list}
+    return facts | {key: raw[key] for key, kind in kinds.items() if isinstance(raw.get(key), kind) and raw[key]}

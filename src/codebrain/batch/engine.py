@@ -210,16 +210,20 @@ class _Batch:
     def sift(self, workers: int) -> list[BatchStudy]:
         """Those that are left to do; the others are settled."""
         usable = [study for study in self.studies if study.refused is None]
-        known = [study for study in usable if study.name in self.folder.records]
-        with ThreadPoolExecutor(max(1, workers)) as pool:  # hashing leaves the interpreter free
-            whole = pool.map(self._finished, known)
-            self.kept = {study.name for study, is_whole in zip(known, whole, strict=True) if is_whole}
         for study in self.studies:
             if study.refused is not None:
                 record = _bad(study, study.refused)
-                self._settle(record if record.code == "OUT_NAME" else self.folder.note(record))
-            elif study.name in self.kept:
-                self._settle(self.folder.records[study.name])
+                self._settled[study.name] = record if record.code == "OUT_NAME" else self.folder.note(record)
+        known = [study for study in usable if study.name in self.folder.records]
+        pool = ThreadPoolExecutor(max(1, workers))  # hashing leaves the interpreter free
+        try:
+            for study, is_whole in zip(known, pool.map(self._finished, known), strict=True):
+                if is_whole:
+                    self.kept.add(study.name)
+                    self._settled[study.name] = self.folder.records[study.name]
+        finally:
+            pool.shutdown(cancel_futures=True)  # an interrupt does not wait for a thousand hashes
+        self._tell("")  # the time that is left is reckoned from here
         return [study for study in usable if study.name not in self.kept]
 
     def _finished(self, study: BatchStudy) -> bool:
@@ -235,9 +239,6 @@ class _Batch:
         else:
             record = self.folder.note(record)
         _log.info("%s: %s", record.study, record.message or record.status)
-        self._settle(record)
-
-    def _settle(self, record: StudyRecord) -> None:
         self._settled[record.study] = record
         self._tell(record.study)
 
@@ -309,7 +310,7 @@ def _attempt(imputer: Imputer, task: _Task, tell: Tell) -> _Outcome:
             known = safe_files.output_refusal(error, task.stage)
         if known is None:
             _log.debug("imputing %s failed", task.study.name, exc_info=True)
-            known = refusal("ENV_WORKER", f"a bug of ours: {type(error).__name__}: {error}")
+            known = refusal("ENV_WORKER", f"a bug of ours: {type(error).__name__}")
         return _Outcome(_bad(task.study, known))
 
 

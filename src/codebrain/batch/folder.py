@@ -28,6 +28,7 @@ from codebrain import output
 from codebrain.errors import CodeBrainError, Notice, refusal
 from codebrain.faults import fault
 from codebrain.imaging import safe_files
+from codebrain.parsing import require_types
 
 STATE = ".codebrain"
 FILES, RECORD = "files", "record.json"  # inside the folder that a worker fills
@@ -74,7 +75,34 @@ class StudyRecord:
         known = {name: raw[name] for name in cls.__dataclass_fields__ if name in raw}
         if raw.get("schema_version") != SCHEMA or len(known) < len(cls.__dataclass_fields__):
             return None
-        return cls(**known)
+        try:
+            require_types(cls, known)
+            require_types(StudyFacts, known["facts"])
+            return cls(**known) if all(map(_is_output, known["outputs"])) else None
+        except ValueError:
+            return None
+
+
+@dataclass(frozen=True)
+class StudyFacts:
+    """The types of what tables and pages read from ``facts``; each may be absent."""
+
+    given: list[str] = field(default_factory=list)
+    imputed: list[str] = field(default_factory=list)
+    doubt: float | None = None
+    seconds: float | None = None
+    warnings: list[dict[str, Any]] = field(default_factory=list)
+    enhancement: str | None = None
+    model: dict[str, Any] | None = None
+    report: str | None = None
+
+
+def _is_output(row: Mapping[str, Any]) -> bool:
+    """Whether a row names a file inside the folder, and its hash."""
+    name = row.get("file")
+    if not isinstance(name, str) or not isinstance(row.get("sha256"), str) or "\0" in name:
+        return False
+    return Path(name).name != "" and not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def task_digest(inputs: Mapping[str, str], settings: Mapping[str, Any]) -> str:
@@ -91,6 +119,11 @@ def read_records(folder: Path) -> list[StudyRecord]:
         if record is not None and record.study == path.stem:
             found.append(record)
     return found
+
+
+def forget(folder: Path) -> None:
+    """Remove the records of a finished batch; its results stay, and the next batch knows nothing of them."""
+    shutil.rmtree(folder / STATE, ignore_errors=True)
 
 
 class BatchFolder:
@@ -231,8 +264,7 @@ class BatchFolder:
             fault("batch.publish.half")
         stale = {str(row["file"]) for row in older.outputs} if older is not None else set()
         for name in stale - {str(row["file"]) for row in record.outputs}:
-            if not Path(name).is_absolute() and ".." not in Path(name).parts:
-                (self.path / name).unlink(missing_ok=True)
+            (self.path / name).unlink(missing_ok=True)
         for folder in touched:
             safe_files.fsync_path(folder)
         (ready / RECORD).replace(self._record_file(record.study))

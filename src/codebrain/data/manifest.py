@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache, reduce
+from functools import reduce
 from operator import or_
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 
 from codebrain.data.splits import SPLITS
 from codebrain.errors import CodeBrainError, Notice, refusal
+from codebrain.parsing import require_types
 from codebrain.vocabulary import Modality, Preparation, TrainingDomain
 
 SCHEMA_VERSION = 1
@@ -86,7 +87,7 @@ class SubjectRecord:
             InputRefused: ``DATA_CORRUPT`` when a field is missing or has another shape.
         """
         try:
-            _require_types(cls, raw)
+            require_types(cls, raw)
             known = {f.name: raw[f.name] for f in fields(cls) if f.name != "domain"}
             if raw.get("domain") is not None:
                 known["domain"] = TrainingDomain.from_dict(raw["domain"])
@@ -216,20 +217,8 @@ def _require_rows(manifest: Manifest) -> None:
 
 
 def _row(raw: Mapping[str, Any]) -> SubjectRow:
-    _require_types(SubjectRow, raw)
+    require_types(SubjectRow, raw)
     return SubjectRow(**raw)
-
-
-def _require_types(cls: type[Any], raw: Mapping[str, Any]) -> None:
-    """A ``ValueError`` unless the fields of ``raw`` have the types that ``cls`` declares."""
-    _adapters()[cls].validate_json(json.dumps(raw), strict=True)
-
-
-@cache
-def _adapters() -> Mapping[type[Any], Any]:
-    from pydantic import TypeAdapter
-
-    return {cls: TypeAdapter(cls) for cls in (SubjectRecord, SubjectRow)}
 
 
 def corrupt(message: str, file: Path | None = None) -> CodeBrainError:

@@ -43,7 +43,7 @@ _LEAST_OVERLAP, _MOST_SCALING, _FAR_DEFORMED_MM = 0.9, 0.1, 20.0
 """Of a registration with a deformation, which can hide a failure in it."""
 
 _GAIN = 0.002
-"""Less is no reason to distrust the headers."""
+"""Less is no reason to distrust the headers, or a registration."""
 
 _NEAR_MM = 3.0
 _BINS = 48
@@ -396,7 +396,8 @@ def quality_rule(mode: str) -> str:
     if mode != "synra":
         return rule
     return (
-        f"{rule[:-1]}, when the mutual information did not fall, when the two heads overlap by at least"
+        f"{rule[:-1]}, when the mutual information did not fall by more"
+        f" than {_GAIN}, when the two heads overlap by at least"
         f" {_LEAST_OVERLAP} (Dice), when the affine part changes lengths by at most {_MOST_SCALING:.0%}, and when the"
         f" deformation is at most {_FAR_DEFORMED_MM:.0f} mm anywhere in the head."
     )
@@ -421,7 +422,7 @@ def _moved_too_far(movement: Movement) -> Iterator[str]:
 
 
 def _deformed_too_far(movement: Movement) -> Iterator[str]:
-    if movement.similarity_after < movement.similarity_before:
+    if movement.similarity_after < movement.similarity_before - _GAIN:
         yield f"it was {movement.similarity_before:.3f} before"
     if movement.overlap_after < _LEAST_OVERLAP:
         yield f"the heads overlap by {movement.overlap_after:.2f} (expected {_LEAST_OVERLAP})"

@@ -14,9 +14,7 @@ are read per study (:func:`check_sidecars`), by whoever works on it.
 
 from __future__ import annotations
 
-import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +22,7 @@ from typing import Any
 
 from codebrain.errors import CodeBrainError, Notice, refusal
 from codebrain.imaging.bids import CHOICES, LABEL, BidsName, contrast_of, looks_enhanced, parse_name
+from codebrain.parsing import parse_json_object
 from codebrain.vocabulary import Modality
 
 DESCRIPTION = "dataset_description.json"
@@ -477,36 +476,16 @@ def read_sidecar(path: Path) -> dict[str, Any]:
         InputRefused: ``BIDS_SIDECAR``.
     """
 
-    def wrong(what: str, found: object = None) -> CodeBrainError:
-        return refusal("BIDS_SIDECAR", what, file=path, found=found, expected="a JSON object",
-                       hint="Mend or remove the file.")  # fmt: skip
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        facts = dict(pairs)
-        if len(facts) < len(pairs):
-            twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-            raise wrong("a key is there twice", twice[:60])
-        return facts
-
-    def no_number(word: str) -> None:
-        raise wrong("this is not JSON", word)
+    def wrong(what: str) -> CodeBrainError:
+        return refusal("BIDS_SIDECAR", what, file=path, expected="a JSON object", hint="Mend or remove the file.")
 
     try:
         size = path.stat().st_size
-        content = path.read_bytes() if size <= SIDECAR_LIMIT else b""
+        if size > SIDECAR_LIMIT:
+            raise wrong(f"the file has {size} bytes, more than a sidecar may have")
+        return parse_json_object(path.read_bytes(), strict=True)
     except OSError as error:
         fetched = "; the content was not fetched, use datalad get" if path.is_symlink() else ""
         raise wrong(f"the file cannot be read: {(error.strerror or str(error)).lower()}{fetched}") from error
-    if size > SIDECAR_LIMIT:
-        raise wrong("the file is far too large", f"{size} bytes")
-    if content.startswith(b"\xef\xbb\xbf"):
-        raise wrong("the file begins with a byte-order mark, which JSON forbids")
-    try:
-        facts = json.loads(content.decode("utf-8"), object_pairs_hook=once, parse_constant=no_number)
-    except UnicodeDecodeError as error:
-        raise wrong("the file is not UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        raise wrong(f"this is not JSON: {str(error)[:80]}") from error
-    if not isinstance(facts, dict):
-        raise wrong("this is JSON, but no object", type(facts).__name__)
-    return facts
+    except ValueError as error:
+        raise wrong(f"this is not JSON as a sidecar must be: {str(error)[:120]}") from error

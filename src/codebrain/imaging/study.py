@@ -196,10 +196,28 @@ def modality_of(file_name: str) -> Modality | None:
     return bids.with_entities(modality, bids.entities_in(match["stem"]))[0]
 
 
-def sessions_in(folder: Path | str) -> list[str]:
-    """The sessions of a BIDS subject's folder, or the subjects of a data set's; none elsewhere."""
-    names = sorted(path.name for path in Path(folder).expanduser().iterdir() if path.is_dir())
-    return [name for name in names if re.fullmatch(r"(ses|sub)-[0-9A-Za-z+]+", name)]
+def find_session(folder: Path | str) -> dict[Modality, Path]:
+    """As :func:`find_files`, also for the folder of a BIDS subject with one session.
+
+    Raises:
+        InputRefused: as :func:`find_files`; ``BIDS_AMBIGUOUS`` for several sessions, or for a whole data set.
+    """
+    folder = Path(folder).expanduser()
+    found = find_files(folder)
+    if found:
+        return found
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    inside = [name for name in names if re.fullmatch(r"(ses|sub)-[0-9A-Za-z+]+", name)]
+    if len(inside) == 1 and inside[0].startswith("ses-"):
+        return find_files(folder / inside[0])
+    if inside:
+        subjects = inside[0].startswith("sub-")
+        raise refusal(
+            "BIDS_AMBIGUOUS", f"the folder holds {len(inside)} {'subjects' if subjects else 'sessions'}", file=folder,
+            found=", ".join(inside[:20]) + (", ..." if len(inside) > 20 else ""), expected="one study",
+            hint="Give one of these folders, or impute them all with codebrain-bids.",
+        )  # fmt: skip
+    return {}
 
 
 def _ambiguous(modality: Modality, paths: Sequence[Path], folder: Path) -> CodeBrainError:

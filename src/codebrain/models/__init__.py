@@ -196,9 +196,9 @@ def save_model(
 
 def model_facts(source: Path | str) -> tuple[str, str, ModalitySet]:
     """Name, SHA-256 of the weights and contrasts that a model folder states, without reading its weights."""
-    from codebrain.models import _folder
+    from codebrain.models import _config
 
-    return _folder.model_facts(source)
+    return _config.model_facts(source)
 
 
 def load_model(folder: Path | str) -> ImputationModel:

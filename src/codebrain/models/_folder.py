@@ -32,22 +32,21 @@ from torch.nn.modules.module import (
 
 from codebrain.errors import CodeBrainError, refusal
 from codebrain.imaging import safe_files
-from codebrain.models import build_model, bundled_models
-from codebrain.parsing import parse_json_object, read_small
+from codebrain.models import build_model
+from codebrain.models._config import FORMAT, looks_pickled, model_folder, read, read_config
+from codebrain.parsing import parse_json_object
 from codebrain.vocabulary import YOUNGER_FIELDS, ModalitySet, Preparation
 
 if TYPE_CHECKING:
     from codebrain.models._contract import ImputationModel
 
-FORMAT = 1
-_PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npz", ".bin")
 _HEADER_LIMIT = 4 * 2**20
 """A thousand tensors take about 100 kB; a header of a million takes half a minute to read, for nothing."""
 
 _ROOM = 2**26
 """Numbers that a model may hold beyond its weights file: the largest critic here has a fifth of that."""
 
-_MOST_TENSORS = 2**14
+_MOST_TENSORS = 2**12
 
 
 def save_model(
@@ -105,26 +104,15 @@ def load_model(source: Path | str) -> ImputationModel:
             ``CKPT_MISMATCH`` (the files of the folder do not belong together, field by field),
             ``CKPT_NONFINITE`` (weights that are not numbers).
     """
-    folder = _model_folder(source)
-    config = _read_config(folder)
-    preparation = Preparation.from_json(_read(folder / "preparation.json", small=True).decode("utf-8", "replace"))
+    folder = model_folder(source)
+    config = read_config(folder)
+    preparation = Preparation.from_json(read(folder / "preparation.json", small=True).decode("utf-8", "replace"))
     weights = _read_weights(folder / "model.safetensors", str(config["weights_sha256"]))
     model = _built(config, folder, len(weights))
     _check_identity(folder, weights, model, preparation)
     _fill(model, _tensors(weights, folder), folder)
     model.preparation, model.sha256, model.name = preparation, config["weights_sha256"], folder.name
     return model.eval().requires_grad_(False)
-
-
-def model_facts(source: Path | str) -> tuple[str, str, ModalitySet]:
-    """Name, SHA-256 of the weights and contrasts that a model folder states, without reading its weights.
-
-    Raises:
-        ModelRefused: as :func:`load_model`, as far as ``config.json`` shows it.
-    """
-    folder = _model_folder(source)
-    config = _read_config(folder)
-    return folder.name, str(config["weights_sha256"]), ModalitySet.parse(config["modalities"])
 
 
 def _built(config: Mapping[str, Any], folder: Path, weights_size: int) -> ImputationModel:
@@ -171,67 +159,6 @@ def _no_larger_than(weights_size: int) -> Iterator[None]:
             hook.remove()
 
 
-def _model_folder(source: Path | str) -> Path:
-    bundled = bundled_models()
-    if isinstance(source, str) and source in bundled:
-        return bundled[source]
-    path = Path(source)
-    if path.is_file():
-        if path.suffix.lower() in _PICKLES or _looks_pickled(_head(path)):
-            raise refusal(
-                "CKPT_UNSAFE",
-                "this file can run code when it is loaded, so codebrain does not load it",
-                file=path,
-                expected="a model folder",
-                hint="A checkpoint of the released CodeBrain code comes in through: codebrain models import.",
-            )
-        raise refusal("CKPT_CORRUPT", "this is a file", file=path, expected="a model folder with a config.json")
-    if not path.is_dir():
-        raise refusal(
-            "CKPT_NONE",
-            "no model is there",
-            file=path,
-            expected=f"a model folder or one of: {', '.join(bundled)}",
-        )
-    return path
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        config = parse_json_object(_read(path, small=True))
-        number = config["format"]
-        kinds = {"architecture": str, "settings": dict, "modalities": list, "weights_sha256": str}
-        wrong = [name for name, kind in kinds.items() if not isinstance(config[name], kind)]
-        if wrong:
-            raise ValueError(f"{', '.join(wrong)} of another type")
-    except (ValueError, KeyError, TypeError) as error:
-        raise refusal("CKPT_CORRUPT", f"this is not a model's config.json: {error}", file=path) from error
-    if number != FORMAT:
-        raise refusal(
-            "CKPT_FORMAT",
-            "written in another format",
-            file=path,
-            found=number,
-            expected=FORMAT,
-            hint="Update codebrain.",
-        )
-    return dict(config)
-
-
-def _read(path: Path, *, small: bool = False) -> bytes:
-    try:
-        return read_small(path) if small else path.read_bytes()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise refusal("CKPT_CORRUPT", f"the model folder's {path.name} cannot be read: {reason}", file=path) from error
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as stream:
-        return stream.read(16)
-
-
 def _ordered(weights: bytes) -> bytes:
     # safetensors writes its metadata in an order that changes from process to process; equal models shall be
     # equal files. Offsets count from the end of the header, so the header can be written again.
@@ -241,13 +168,9 @@ def _ordered(weights: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + weights[8 + size :]
 
 
-def _looks_pickled(head: bytes) -> bool:
-    return head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
-
-
 def _read_weights(path: Path, expected: str) -> bytes:
-    weights = _read(path)
-    if _looks_pickled(weights[:16]):
+    weights = read(path)
+    if looks_pickled(weights[:16]):
         raise refusal("CKPT_UNSAFE", "this is a pickle under another name", file=path, expected="safetensors")
     header = int.from_bytes(weights[:8], "little")
     if len(weights) < 8 or header > min(_HEADER_LIMIT, len(weights) - 8):

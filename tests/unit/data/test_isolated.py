@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -73,6 +75,36 @@ def test_tasks_at_work_together_have_slots_of_their_own() -> None:
                             placed=lambda task, slot: (task[0], slot)))  # fmt: skip
     assert sorted(number for number, _ in results) == [0, 1, 2, 3, 4]
     assert {slot for _, slot in results} == {0, 1}
+
+
+PARENT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+import test_isolated as here
+if __name__ == "__main__":
+    list(here.isolated(here._quick_or_linger, [Path(sys.argv[1])], jobs=1, died=here._died))
+"""
+
+
+def test_a_worker_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    """It would go on writing beside the run that has taken the dead one's place."""
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    words = [sys.executable, str(script), str(tmp_path / "slow"), str(Path(__file__).parent)]
+    parent = subprocess.Popen(words)
+    started = tmp_path / "slow.started"
+    while not (started.exists() and started.read_text()):
+        assert parent.poll() is None
+        time.sleep(0.02)
+    parent.kill()
+    parent.wait()
+    worker = Path(f"/proc/{started.read_text()}/stat")
+    for _ in range(250):
+        if not worker.exists() or worker.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.02)
+    pytest.fail("the worker lives on")
 
 
 def _threads(number: int, tell: Tell) -> list[str]:

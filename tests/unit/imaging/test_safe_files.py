@@ -172,6 +172,64 @@ def test_sweeping_removes_only_what_the_dead_left(tmp_path):
     assert len(removed) == 2 and names(tmp_path) == sorted(kept)
 
 
+def test_a_stray_of_an_earlier_process_with_our_number_is_swept(tmp_path):
+    """Containers give the same number to process after process."""
+    mine = temporary_name("a")
+    head, _, mark = mine.rpartition("-")
+    earlier = f"{head}-{(int(mark[:3], 16) + 1) % 4096:03x}{mark[3:]}"
+    for name in (mine, earlier):
+        (tmp_path / name).write_text("half")
+    assert [path.name for path in sweep_temporaries(tmp_path)] == [earlier]
+
+
+def fill(stage, files):
+    for name, text in files.items():
+        (stage / name).parent.mkdir(exist_ok=True)
+        (stage / name).write_text(text)
+
+
+def content(folder):
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("fails", range(1, 12))
+def test_a_step_that_fails_puts_every_earlier_file_back(fails, tmp_path, monkeypatch):
+    fill(tmp_path, {"a": "old", "gone": "old", "last": "old"})
+    before = content(tmp_path)
+    count = 0
+    real = os.replace
+
+    def replace(source, target, **rest):
+        nonlocal count
+        count += 1
+        if count == fails:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(source, target, **rest)
+
+    new = {"a": "new", "b/c": "new", "last": "new"}
+    monkeypatch.setattr(os, "replace", replace)
+    try:
+        with safe_files.staged(tmp_path, last="last", remove=lambda stage: [Path("gone")]) as stage:
+            fill(stage, new)
+    except CodeBrainError as error:
+        assert error.code == "OUT_SPACE" and content(tmp_path) == before
+        assert not (tmp_path / "b").exists()
+    else:
+        assert count < fails and content(tmp_path) == new
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_lock_on_a_full_disk_is_no_lock(tmp_path, monkeypatch):
+    def fails(handle, mode):
+        os.close(handle)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fdopen", fails)
+    with pytest.raises(CodeBrainError) as caught:
+        FolderLock(tmp_path).acquire()
+    assert caught.value.code == "OUT_SPACE" and names(tmp_path) == []
+
+
 def test_lines_are_appended_and_a_torn_one_is_cut_away(tmp_path):
     log = tmp_path / "log.jsonl"
     append_line(log, '{"step": 1}')

@@ -10,7 +10,7 @@ import pytest
 
 import scans
 from codebrain.errors import CodeBrainError
-from codebrain.imaging.study import Study, find_files, modality_of
+from codebrain.imaging.study import Study, find_files, find_session, modality_of
 from codebrain.vocabulary import Modality
 from scans import affine_of, head, nifti, patch, write_scan, zipped
 
@@ -55,6 +55,18 @@ def test_a_folder_in_vocabulary_order(tmp_path):
 def test_the_anat_folder_of_bids(tmp_path):
     touch(tmp_path / "sub-01" / "anat", "sub-01_T1w.nii.gz", "sub-01_T2w.nii.gz")
     assert list(find_files(tmp_path / "sub-01")) == [Modality.T1, Modality.T2]
+
+
+def test_a_bids_subject_with_sessions(tmp_path):
+    subject = tmp_path / "raw" / "sub-01"
+    touch(subject / "ses-1" / "anat", "sub-01_ses-1_T1w.nii.gz")
+    assert list(find_session(subject)) == [Modality.T1]
+    touch(subject / "ses-2" / "anat", "sub-01_ses-2_T1w.nii.gz")
+    for folder, shown in ((subject, "ses-1, ses-2"), (tmp_path / "raw", "sub-01")):
+        with pytest.raises(CodeBrainError) as caught:
+            find_session(folder)
+        assert caught.value.code == "BIDS_AMBIGUOUS" and shown in str(caught.value)
+    assert find_session(touch(tmp_path / "other", "notes.txt")) == {}
 
 
 def test_nothing_found_is_an_empty_answer(tmp_path):

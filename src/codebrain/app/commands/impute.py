@@ -220,7 +220,7 @@ def _recognise(
 ) -> tuple[Mapping[Modality, Path | Series], list[str]]:
     """What lies in a folder or archive, and a line about each of it; ``wishes`` as for DICOM series."""
     from codebrain.imaging.dicom.find import find_examination
-    from codebrain.imaging.study import find_files
+    from codebrain.imaging.study import find_files, find_session
 
     files = {} if folder.is_file() else find_files(folder)
     if files and not only_dicom:
@@ -231,7 +231,8 @@ def _recognise(
         return examination.chosen, examination.lines(describe=describe)
     if only_dicom:
         raise refusal("CONFIG", "there is no DICOM series here to choose from", file=folder, field="--series")
-    return (find_files(folder) if folder.is_file() else {}), []
+    files = find_session(folder)
+    return files, [f"{m}: {path.name}" for m, path in files.items()]
 
 
 def _pair(text: str, flag: str = "--input", form: str = "CONTRAST=FILE") -> tuple[Modality, str]:

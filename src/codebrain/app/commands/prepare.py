@@ -83,7 +83,8 @@ def register(app: typer.Typer) -> None:
             str | None, typer.Option(metavar="zero|kept", help=f"What lies around the head; {_OWN}.")
         ] = None,
         slices: Annotated[
-            str | None, typer.Option(metavar="N|all", help=f"The middle N slices of unlisted studies; {_OWN}.")
+            str | None,
+            typer.Option(metavar="N|all", help=f"The middle N slices, of studies that no list names; {_OWN}."),
         ] = None,
         align: Annotated[
             str | None,
