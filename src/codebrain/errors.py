@@ -134,6 +134,9 @@ class TrainingDiverged(CodeBrainError):
 _GPU = "CUDA error"
 """How torch begins the message of an error of the driver: a failed assertion on the device, a GPU off the bus."""
 
+_PEER = ("closed by peer", "reset by peer", "NCCL error", "Timed out waiting")
+"""How gloo and NCCL speak of a process that was killed or hangs."""
+
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _USAGE = {"CONFIG", "MOD_UNKNOWN", "MOD_DUPLICATE", "MOD_NONE"}
 _BY_PREFIX: tuple[tuple[str, type[CodeBrainError]], ...] = (
@@ -189,15 +192,25 @@ def missing_extra(package: str, extra: str, purpose: str) -> CodeBrainError:
     )
 
 
+def _of_torch(error: RuntimeError) -> CodeBrainError | None:
+    """What torch throws for a machine that fails; None for all else."""
+    if type(error).__name__ == "AcceleratorError" or _GPU in str(error):
+        hint = "Start again; look at the driver's log (dmesg, Xid) if it happens twice, or use --device cpu."
+        return refusal("ENV_GPU", f"the GPU failed: {str(error).partition(chr(10))[0]}", hint=hint)
+    if any(word in str(error) for word in _PEER):
+        hint = "Look at what the other processes said, then start all of them again with --resume."
+        return refusal("ENV_PEER", "another process of this training has ended or no longer answers", hint=hint)
+    return None
+
+
 def as_refusal(error: Exception) -> CodeBrainError | None:
     """What an exception of Python's or torch's means to a user; None for one that is a bug of ours."""
     if isinstance(error, CodeBrainError):
         return error
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return refusal("ENV_MEMORY", "there was not enough memory", hint="Use a smaller study or another device.")
-    if type(error).__name__ == "AcceleratorError" or (isinstance(error, RuntimeError) and _GPU in str(error)):
-        hint = "Start again; look at the driver's log (dmesg, Xid) if it happens twice, or use --device cpu."
-        return refusal("ENV_GPU", f"the GPU failed: {str(error).partition(chr(10))[0]}", hint=hint)
+    if isinstance(error, RuntimeError):
+        return _of_torch(error)
     if isinstance(error, OSError) and error.errno in _FULL:
         hint = "Free some space or choose another output folder."
         return refusal("OUT_SPACE", f"nothing can be written: {error.strerror}", file=error.filename, hint=hint)

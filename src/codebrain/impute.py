@@ -298,6 +298,7 @@ def in_native_space(
             doubt_image,
             space.grid,
             facts.sidecar(m, scales[m], space),
+            sources=contrast.sources,
             space=space.modality,
         )
         for m, contrast in on_reference.items()

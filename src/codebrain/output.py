@@ -48,9 +48,9 @@ def _in_space(stem: str, space: Modality | None) -> str:
     return stem if space is None else f"{stem}_space-{space}"
 
 
-def dicom_name(stem: str, modality: Modality) -> str:
-    """Folder name of an imputed contrast as a DICOM series."""
-    return f"{stem}_{modality}_imputed_dicom"
+def dicom_name(stem: str, modality: Modality, space: Modality | None = None) -> str:
+    """Folder name of an imputed contrast as a DICOM series, on the reference grid or in the space of a given one."""
+    return f"{_in_space(stem, space)}_{modality}_imputed_dicom"
 
 
 def check_stem(stem: str) -> str:

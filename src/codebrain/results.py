@@ -112,17 +112,19 @@ class ImputedContrast:
         """
         from codebrain.imaging.dicom.derived import Provenance, write_derived
 
-        target, model = folder / output.dicom_name(stem, self.modality), self.sidecar["Model"]
+        target, model = folder / output.dicom_name(stem, self.modality, self.space), self.sidecar["Model"]
         target.mkdir()
         provenance = Provenance(model["Name"], model["SHA256"], self.sources)
         paths = write_derived(
-            target, self.data, self.modality, like=self.reference, provenance=provenance, keep_patient=keep_patient
-        )
+            target, self.data, self.modality, like=self.reference, provenance=provenance, space=self.space,
+            keep_patient=keep_patient,
+        )  # fmt: skip
+        where = "" if self.space is None else f", on the grid of {self.space}"
         digests = {path.name: safe_files.sha256_file(path) for path in paths}
         return {
             "contrast": str(self.modality),
             "file": target.name,
-            "kind": f"DICOM series of {len(paths)} images (SYNTHETIC)",
+            "kind": f"DICOM series of {len(paths)} images (SYNTHETIC){where}",
             "sha256": safe_files.sha256_bytes("".join(digests.values()).encode()),
             "files": digests,
         }
@@ -214,7 +216,7 @@ class Imputation:
             out: the folder; made when it does not exist.
             overwrite: replace the results of an earlier run.
             command: the command line, for the record; folders are cut from its paths.
-            dicom: also write each contrast as a DICOM series; the reference must have been read from DICOM.
+            dicom: also write each contrast as a DICOM series, on every grid that was read from DICOM.
             keep_patient: copy into it whose examination it is; else nothing about the patient is written.
 
         Returns:
@@ -251,7 +253,7 @@ class Imputation:
             row for space in images for c in space.values() for row in c.write(stage, stem)
         ]
         if dicom:
-            written += [c.write_dicom(stage, stem, keep_patient=keep_patient) for c in self.contrasts.values()]
+            written += self._write_dicom(stage, stem, images, keep_patient=keep_patient)
         pictures = self.pictures()
         (stage / output.FIGURES).mkdir()
         for name, content in pictures.figures.items():
@@ -262,6 +264,13 @@ class Imputation:
         safe_files.write_json(stage / output.RUN_FILE, run)
         write_report(stage)
         return run
+
+    def _write_dicom(
+        self, stage: Path, stem: str, images: Sequence[Mapping[Modality, ImputedContrast]], *, keep_patient: bool
+    ) -> list[dict[str, Any]]:
+        """A DICOM series of every image that lies on the grid of one; at least the reference's or a native one's."""
+        on_series = [c for space in images for c in space.values() if c.reference.series is not None]
+        return [c.write_dicom(stage, stem, keep_patient=keep_patient) for c in on_series or self.contrasts.values()]
 
     def full_record(
         self,

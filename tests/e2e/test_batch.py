@@ -164,6 +164,16 @@ def test_names_that_would_be_one_file(batch, raw, tmp_path):
     assert not (tmp_path / "up").exists()
 
 
+def test_files_of_others_are_not_replaced_unasked(batch, tmp_path):
+    mine = tmp_path / "out" / "a" / "report.html"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(CodeBrainError) as caught:
+        batch()
+    assert caught.value.code == "OUT_EXISTS" and mine.read_text() == "mine"
+    assert statuses(batch(overwrite=True))["a"] == "done" and mine.read_text() != "mine"
+
+
 def test_an_output_among_the_raw_scans(batch, raw, tmp_path):
     with pytest.raises(CodeBrainError) as caught:
         batch(sources=[tmp_path])

@@ -109,12 +109,34 @@ def test_dicom_output_needs_a_dicom_input(study, tmp_path, impute):
     assert impute("--t1", nifti["T1"], *words[:4], "--keep-patient").code == "CONFIG"
 
 
+def test_a_series_on_the_grid_of_another_contrast(tmp_path, impute):
+    """The reference is NIfTI, FLAIR is a DICOM series on another grid."""
+    data, affine = series.axial(scans.head("FLAIR"))
+    moved = affine + np.eye(4, k=3) * 4
+    folder = series.write(tmp_path / "flair", series.slices(data, moved, contrast="FLAIR", number=2))
+    t1, out = scans.write_scan(tmp_path / "t1.nii.gz"), tmp_path / "out"
+    words = ("-o", out, "--want", "T2", "--output-type", "nifti,dicom", "--ref", "T1", "--space", "native:FLAIR")
+    answer = impute("--t1", t1, "--flair", folder, *words)
+    assert answer.status == 0, answer.err
+    folders = {path.name for path in out.iterdir() if path.is_dir()}
+    assert folders == {"figures", "study_space-FLAIR_T2_imputed_dicom"}
+    image = nib.load(out / "study_space-FLAIR_T2_imputed.nii.gz")
+    back = read_series(only_series(out / "study_space-FLAIR_T2_imputed_dicom"), accept_synthetic=True)
+    np.testing.assert_allclose(back.affine, image.affine, atol=1e-3)
+    ds = pydicom.dcmread(out / "study_space-FLAIR_T2_imputed_dicom" / "0001.dcm")
+    assert (
+        ds.SeriesDescription == "SYNTHETIC T2, on the grid of FLAIR, imputed by codebrain" and ds.SeriesNumber == 9042
+    )
+    np.testing.assert_allclose(back.data, image.get_fdata(), atol=0.51 * float(ds.RescaleSlope) + 1e-4)
+
+
 def test_the_output_is_not_among_the_scans(study, tmp_path, impute):
     for out, words in ((study / "1" / "out", [study]), (study / "1" / "out", ["--t1", study / "1"])):
         answer = impute(*words, "-o", out, "--want", "T2")
         assert (answer.code, answer.status) == ("OUT_CLOBBER", 4)
 
 
+@pytest.mark.row("G14")
 def test_g14_an_imputed_nifti_is_no_input_and_a_phantom_is(tmp_path, impute):
     for name, descrip, intent in (("imputed", b"SYNTHETIC T1, codebrain 0.1", b"SYNTHETIC T1"),
                                   ("phantom", b"SYNTHETIC phantom T1", b"SYNTHETIC")):  # fmt: skip
@@ -162,6 +184,7 @@ def texts(out):
                 yield path.name, gzip.decompress(content)
 
 
+@pytest.mark.row("G13")
 def test_g13_no_word_of_the_patient_comes_out(tmp_path, impute, monkeypatch):
     """In every text, private element, folder and file name; into no file, name or line."""
     folder = tmp_path / f"{CANARY} of {CANARY}"
@@ -192,6 +215,7 @@ def test_g13_no_word_of_the_patient_comes_out(tmp_path, impute, monkeypatch):
                              "StudyDescription", "ReferringPhysicianName"}  # fmt: skip
 
 
+@pytest.mark.row("G13")
 def test_g13_refusals_name_no_patient_but_in_the_path_that_was_typed(tmp_path, impute):
     made = canaries(series.slices())
     del made[9]
@@ -228,6 +252,28 @@ def test_json_says_the_same(study, tmp_path, impute):
     answer = impute(study, "-o", tmp_path / "out", "--want", "T2", "--json")
     assert answer.status == 0, answer.err
     assert answer.json["inputs"][0]["file"] == "DICOM series 1"
+
+
+def test_the_doctor_says_what_impute_would_take(study, tmp_path, typed):
+    answer = typed("doctor", study)
+    assert answer.status == 0
+    assert "series 1: T1: gradient echo, TR 2300 ms" in answer.out
+    series.write(study / "3", series.slices(number=7))
+    answer = typed("doctor", study)
+    assert answer.status == 3 and "DCM_AMBIGUOUS" in answer.out and "--series T1=1" in answer.out
+    for path in (study / "3").iterdir():
+        path.unlink()
+    (study / "1" / "0007.dcm").unlink()
+    answer = typed("doctor", study, "--json")
+    assert answer.status == 3
+    assert "DCM_GAP" in [finding["code"] for found in answer.json["files"] for finding in found["findings"]]
+    one = typed("doctor", study / "2" / "0000.dcm")  # a slice is a file of a series, and no scan
+    assert one.status == 3 and "DCM_UNKNOWN" in one.out
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "IM0001").write_bytes(bytes(128) + b"DICM" + bytes(100))
+    answer = typed("doctor", broken)
+    assert answer.status == 3 and "DCM_MALFORMED" in answer.out
 
 
 def test_the_library_takes_series_too(study, tmp_path, tiny_model):

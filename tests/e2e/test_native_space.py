@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+import codebrain
 import scans
 from codebrain.imaging.study import find_files
 
@@ -75,6 +76,7 @@ def test_results_on_the_grid_of_another_scan(study, tmp_path, impute):
     spaces = {row["file"]: row["space"] for row in run["outputs"]}
     assert spaces["sub 01_space-FLAIR_T2_imputed.nii.gz"] == "native:FLAIR" and len(spaces) == 12
     report = (out / "report.html").read_text()
+    assert "that of T1, also native:FLAIR" in report
     assert "sub 01_space-FLAIR_T1Gd_imputed.nii.gz" in report and "on the grid of FLAIR" in report
 
 
@@ -105,6 +107,17 @@ def test_the_grid_of_a_withheld_scan(study, tmp_path, impute):
     assert answer.status == 0, answer.err
     there = nib.load(out / "study_space-FLAIR_FLAIR_imputed.nii.gz")
     assert there.shape == (34, 40, 18)
+
+
+def test_images_in_memory(study, tmp_path, tiny_model):
+    imputer = codebrain.Imputer.from_pretrained(tiny_model, device="cpu", threads=1)
+    files = {contrast: study[contrast] for contrast in ("T1", "FLAIR")}
+    result = imputer(files, want=["T2"], space=["native:FLAIR"], intensity="unit")
+    there = result.in_space("flair")["T2"]
+    assert result["T2"].image.shape == scans.SHAPE and there.image.shape == there.uncertainty.shape == (34, 40, 18)
+    assert 0 < there.data.max() <= 1
+    written = {path.name for path in result.save(tmp_path / "out")}
+    assert {"study_T2_imputed.nii.gz", "study_space-FLAIR_T2_imputed.nii.gz"} <= written
 
 
 def test_without_the_option_nothing_else_is_written(study, tmp_path, impute):

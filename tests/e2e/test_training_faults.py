@@ -285,6 +285,34 @@ def test_two_processes_agree_and_match_one(folder: Path) -> None:
     assert all(abs(ours[name] - theirs[name]).max() < 0.1 for name in theirs)
 
 
+@pytest.mark.row("F13")
+def test_when_one_process_of_two_is_killed_the_other_ends_too(folder: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"TORCHELASTIC_RUN_ID": "none", "GROUP_RANK": "0"}
+    faults_of = ("", "step.after_players:3:kill9")
+    ranks = [
+        begin(folder, "orphan", "--device", "cpu", fault=faults_of[r], said=f"orphan{r}.txt", RANK=str(r),
+              LOCAL_RANK=str(r), **shared)
+        for r in range(2)
+    ]  # fmt: skip
+    for process in ranks:
+        process.join(120)
+    assert ranks[1].exitcode == -signal.SIGKILL
+    assert ranks[0].exitcode == 4, "None: the first process hangs"
+    assert "ENV_PEER" in (folder / "orphan0.txt").read_text()
+
+
+@pytest.mark.row("F10")
+def test_memory_that_runs_out_is_said(folder: Path) -> None:
+    assert train(folder, "oom", fault="step.after_fetch:3:oom") == 4
+    assert "ENV_MEMORY" in said(folder) and "Traceback" not in said(folder)
+    assert train(folder, "oom", "--resume") == 0
+    assert_equal_to_the_whole_run(folder / "oom")
+
+
 def test_the_real_model_resumes_bitwise_too(tmp_path: Path) -> None:
     make(tmp_path, REAL)
     assert train(tmp_path, "killed", fault="step.between_players:9:kill9") == -signal.SIGKILL

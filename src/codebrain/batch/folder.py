@@ -228,8 +228,10 @@ class BatchFolder:
         """A study that a worker has filled takes its place.
 
         Raises:
-            EnvironmentRefused: ``OUT_SPACE``, ``OUT_PERMISSION``.
+            EnvironmentRefused: ``OUT_SPACE``, ``OUT_PERMISSION``; ``OUT_EXISTS`` where a file lies that no record of
+                ours explains.
         """
+        self._refuse_foreign(record)
         ready = self.state / _READY / record.study
         try:
             shutil.rmtree(ready, ignore_errors=True)
@@ -240,6 +242,19 @@ class BatchFolder:
         except OSError as error:
             raise safe_files.output_refusal(error, self.path) from error
         self.records[record.study] = record
+
+    def _refuse_foreign(self, record: StudyRecord) -> None:
+        older = self.records.get(record.study)
+        if older is None and self._record_file(record.study).exists():
+            return  # a damaged record of ours: what it was about is made again
+        ours = {str(row["file"]) for row in older.outputs} if older is not None else set()
+        names = (str(row["file"]) for row in record.outputs)
+        foreign = next((name for name in names if name not in ours and (self.path / name).exists()), None)
+        if foreign is not None and not self.overwrite:
+            raise refusal(
+                "OUT_EXISTS", "a file that this batch did not write is in the way", file=self.path / foreign,
+                hint="Choose another folder, or give --overwrite to replace it.",
+            )  # fmt: skip
 
     def _roll_forward(self) -> None:
         for ready in sorted((self.state / _READY).iterdir()):

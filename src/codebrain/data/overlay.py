@@ -12,12 +12,12 @@ from scipy import ndimage
 from codebrain.imaging.align import by_header
 from codebrain.imaging.prepared import PreparedStudy
 from codebrain.imaging.study import Study
-from codebrain.imaging.volume import Volume
 from codebrain.vocabulary import Modality
 
 _TILE = 208
 _GAP = 4
 _TITLE = 16
+_MARGIN = 10
 _EDGE = (255, 170, 40)
 _STEEP = 82
 """Edges are the steepest slopes: beyond this percentile of the cut."""
@@ -34,13 +34,13 @@ def draw_overlays(study: Study, prepared: PreparedStudy) -> bytes:
         study: the scans as they were read.
         prepared: the same, on one grid.
     """
-    home = prepared.reference_modality
-    ground = _channel(prepared, home)
+    home, box = prepared.reference_modality, _box(prepared)
+    ground = _channel(prepared, home)[box]
     rows: list[tuple[str, NDArray[np.float32]]] = []
     for modality in prepared.alignment.moved:
-        before = _seen(prepared, by_header(prepared.reference, study.volumes[modality]))
-        rows += [(f"{modality} on {home}, by the headers", before)]
-        rows += [(f"{modality} on {home}, registered", _channel(prepared, modality))]
+        before = prepared.frame.apply(by_header(prepared.reference, study.volumes[modality]).data)
+        rows += [(f"{modality} on {home}, by the headers", before[box])]
+        rows += [(f"{modality} on {home}, registered", _channel(prepared, modality)[box])]
     sheet = Image.new("RGB", (3 * _TILE + 2 * _GAP, len(rows) * (_TILE + _TITLE)), (0, 0, 0))
     pen = ImageDraw.Draw(sheet)
     height_mm = _millimetres(prepared)
@@ -60,8 +60,12 @@ def _channel(prepared: PreparedStudy, modality: Modality) -> NDArray[np.float32]
     return prepared.slices[:, prepared.preparation.modalities.index(modality)]
 
 
-def _seen(prepared: PreparedStudy, volume: Volume) -> NDArray[np.float32]:
-    return prepared.frame.apply(volume.data)
+def _box(prepared: PreparedStudy) -> tuple[slice, slice, slice]:
+    """All kept slices, cut to the head and a little around it."""
+    head = prepared.frame.apply(prepared.foreground.astype(np.float32)).max(axis=0) > 0.5
+    places = [np.flatnonzero(head.any(axis=axis)) for axis in (1, 0)]
+    sides = [slice(max(0, at[0] - _MARGIN), at[-1] + 1 + _MARGIN) if at.size else slice(None) for at in places]
+    return slice(None), sides[0], sides[1]
 
 
 def _cuts(stack: NDArray[np.float32]) -> tuple[Cut, Cut, Cut]:

@@ -61,7 +61,8 @@ PICTURES = "qc"
 """Folder of the store with a picture of every registration."""
 
 BYTES_EACH: dict[AlignMode, int] = {"none": 3 << 29, "auto": 3 << 29, "synra": 11 << 28}
-"""Memory to plan with for one study, a quarter more than the largest peak that was measured (full IXI grids)."""
+"""Memory to plan with for one study: for ``synra`` a quarter more than the peak on IXI's grids (2.2 GiB), for the
+others three times theirs (0.5 GiB), because scans may be larger."""
 
 
 @dataclass(frozen=True)

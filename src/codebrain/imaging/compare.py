@@ -16,8 +16,8 @@ from codebrain.vocabulary import Modality
 Place = Literal["reference", "in place", "moved", "doubtful", "not measured"]
 
 _IN_PLACE_MM, _IN_PLACE_DEG = 2.0, 2.0
-"""Registration on 2 mm voxels finds less than this between contrasts that lie on one another (measured on the real
-studies: at most 1.0 mm and 0.9 degrees)."""
+"""Registration on 2 mm voxels finds less than this between contrasts that lie on one another: at most 0.4 mm in four
+real studies on one grid, 1.5 mm in eight visits whose headers are good; 3.9 to 20 mm in the five scans that moved."""
 
 
 @dataclass(frozen=True)

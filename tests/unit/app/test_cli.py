@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 import subprocess
 import sys
@@ -168,3 +169,16 @@ def test_a_reader_that_went_away_is_no_error():
 def test_names_from_files_cannot_steer_the_terminal():
     assert one_line("a\x1b[31m\nb\u202ec") == "a\\x1b[31m\\nb\\u202ec"
     assert one_line("Müller 研究") == "Müller 研究"
+
+
+def test_the_page_on_batches_names_options_that_exist(capsys):
+    from pathlib import Path
+
+    from codebrain.app import bids_app
+
+    text = (Path(__file__).parents[3] / "docs" / "how-to" / "bids.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(--[a-z-]+)", text))
+    assert bids_app.main(["--help"]) == 0
+    assert cli.main(["brasyn", "--help"]) == 0
+    known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    assert len(named) > 10 and named <= known

@@ -56,6 +56,7 @@ def test_a_known_movement_is_recovered_and_two_runs_give_equal_bytes():
         ({}, None),
         ({"similarity_after": 1.03, "similarity_before": 1.02}, "their similarity is 1.030"),
         ({"similarity_before": 1.10}, "it was 1.100 before"),
+        ({"overlap_after": 0.67, "overlap_before": 0.66}, None),
         ({"overlap_after": 0.85}, "the heads overlap by 0.85"),
         ({"scale": 1.15}, "a factor of 1.15"),
         ({"deformation_max_mm": 25.0}, "deformed by up to 25 mm"),

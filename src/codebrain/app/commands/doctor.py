@@ -158,7 +158,7 @@ def _print(lines: Iterable[Line]) -> None:
 
     console = Console(highlight=False, soft_wrap=True)
     for label, text, style in lines:
-        console.print(Text(_column(label), "dim").append(one_line(text), style))
+        console.print(Text().append(_column(label), "dim").append(one_line(text), style))
     console.print()
 
 

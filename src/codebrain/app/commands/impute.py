@@ -295,8 +295,11 @@ def _size(file: Path | Series) -> int:
 
 def _require_dicom(request: Request) -> None:
     """``DCM_SOURCE``, before any work, where no DICOM series could carry the results."""
+    from codebrain.imaging.space import native_contrasts
+
     reference = None if request.reference is None else Modality.parse(request.reference)
-    carriers = [file for m, file in request.files.items() if reference in (None, m)]
+    native = native_contrasts(request.space)
+    carriers = [file for m, file in request.files.items() if reference in (None, m) or m in native]
     if not any(_is_dicom(file) for file in carriers):
         raise refusal(
             "DCM_SOURCE", "a DICOM series can only be written on the slices of a DICOM series",

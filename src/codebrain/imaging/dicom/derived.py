@@ -66,6 +66,7 @@ def write_derived(
     *,
     like: Volume,
     provenance: Provenance,
+    space: Modality | None = None,
     keep_patient: bool = False,
 ) -> list[Path]:
     """Write ``data`` ``(i, j, k)`` as a series of DICOM files, ``0001.dcm`` and so on, in the order of the source.
@@ -78,6 +79,7 @@ def write_derived(
         modality: which contrast it is.
         like: the scan whose grid it is; converted from DICOM.
         provenance: of the imputation.
+        space: the contrast in whose native space it is; None on the reference grid.
         keep_patient: copy whose examination it is from the source.
 
     Raises:
@@ -87,7 +89,7 @@ def write_derived(
     series, layout = _source(like)
     stack = _on_slices(data, like, layout)
     stored, slope, intercept = _in_sixteen_bits(stack)
-    common = _Common(series, modality, provenance, keep_patient, stored, slope, intercept)
+    common = _Common(series, modality, provenance, space, keep_patient, stored, slope, intercept)
     paths = []
     for number, plane in enumerate(layout.planes, start=1):
         with quiet():  # a patient's data are copied as they are, valid or not
@@ -153,10 +155,10 @@ class _Common:
     """What all images of a derived series share."""
 
     def __init__(
-        self, series: Series, modality: Modality, provenance: Provenance, keep_patient: bool,
+        self, series: Series, modality: Modality, provenance: Provenance, space: Modality | None, keep_patient: bool,
         stored: NDArray[np.uint16], slope: float, intercept: float,
     ) -> None:  # fmt: skip
-        self.series, self.modality, self.provenance = series, modality, provenance
+        self.series, self.modality, self.provenance, self.space = series, modality, provenance, space
         self.model = provenance.model.encode("ascii", "replace").decode()[:64]
         self.keep_patient, self.stored, self.slope, self.intercept = keep_patient, stored, slope, intercept
         content = safe_files.sha256_bytes(stored.tobytes() + f"{slope} {intercept} {keep_patient}".encode())
@@ -194,7 +196,8 @@ class _Common:
             notes.append(marks.ENHANCEMENT_UNKNOWN)
         yield "ImageType", ["DERIVED", "SECONDARY", "OTHER", marks.SYNTHETIC]
         yield "SyntheticData", "YES"
-        yield "SeriesDescription", f"{marks.SYNTHETIC} {self.modality}, imputed by codebrain"
+        where = "" if self.space is None else f", on the grid of {self.space}"
+        yield "SeriesDescription", f"{marks.SYNTHETIC} {self.modality}{where}, imputed by codebrain"
         yield (
             "DerivationDescription",
             (
@@ -224,7 +227,9 @@ class _Common:
         yield "FrameOfReferenceUID", first.frame_of_reference or _uid(first.series, "frame of reference")
         yield "PositionReferenceIndicator", ""
         yield "Modality", "MR"
-        yield "SeriesNumber", _NUMBERS_FROM + [*Modality].index(self.modality) + 1
+        order = [*Modality]
+        grid = 0 if self.space is None else order.index(self.space) + 1
+        yield "SeriesNumber", _NUMBERS_FROM + 10 * grid + order.index(self.modality) + 1
         yield "InstanceNumber", number
         yield "Manufacturer", "codebrain"
         yield "ManufacturerModelName", self.model

@@ -84,6 +84,7 @@ def jpeg2000(plane):
 SCALE = 1 + np.arange(scans.SHAPE[2]) / 8
 
 
+@pytest.mark.row("G4", "G11")
 @pytest.mark.parametrize(
     ("make", "expected", "syntax"),
     [
@@ -120,6 +121,7 @@ def test_an_oblique_series(tmp_path):
     np.testing.assert_allclose(upright.affine, series.oblique(scans.affine_of()), atol=1e-4)
 
 
+@pytest.mark.row("G11")
 def test_the_volume_is_dcm2niix_s_to_the_voxel(tmp_path):
     """What a user gets by running the program by hand."""
     import dcm2niix
@@ -215,6 +217,7 @@ def test_nothing_is_left_in_the_temporary_folder(tmp_path, monkeypatch):
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+@pytest.mark.row("G12")
 @pytest.mark.parametrize(
     ("change", "codes"),
     [

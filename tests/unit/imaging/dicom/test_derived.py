@@ -86,6 +86,7 @@ def test_another_reader_sees_the_same(tmp_path):
     np.testing.assert_allclose(*upright, atol=0.51 * float(made[0].RescaleSlope) + 1e-4)
 
 
+@pytest.mark.row("J5")
 def test_j5_what_dcm2niix_keeps_of_the_marks(tmp_path):
     """The sidecar that it writes; its NIfTI header says nothing."""
     import dcm2niix
@@ -96,6 +97,7 @@ def test_j5_what_dcm2niix_keeps_of_the_marks(tmp_path):
     assert kept["SeriesDescription"].startswith("SYNTHETIC") and "SYNTHETIC" in kept["ImageType"]
 
 
+@pytest.mark.row("J3")
 @pytest.mark.parametrize("make", [series.slices, lambda: series.slices(*oblique()), lambda: series.slices(*sagittal())])
 def test_each_slice_lies_on_one_of_the_source(make, tmp_path):
     source = make()
@@ -109,6 +111,7 @@ def test_each_slice_lies_on_one_of_the_source(make, tmp_path):
     assert len({ds.SourceImageSequence[0].ReferencedSOPInstanceUID for ds in made}) == len(source)
 
 
+@pytest.mark.row("J3")
 def test_j3_the_marks(tmp_path):
     source = series.slices()
     _, _, made = written(tmp_path / "out", series.write(tmp_path / "in", source), modality=Modality.T1GD)
@@ -129,6 +132,7 @@ def test_j3_the_marks(tmp_path):
     assert {(ds.StudyInstanceUID, ds.FrameOfReferenceUID) for ds in made} == {(series.STUDY, series.FRAME)}
 
 
+@pytest.mark.row("G13")
 def test_no_words_of_the_patient(tmp_path):
     _, _, made = written(tmp_path / "out", series.write(tmp_path / "in", series.slices()))
     for ds in made:

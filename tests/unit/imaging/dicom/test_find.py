@@ -86,6 +86,7 @@ def test_a_choice_that_is_not_there(two_t1):
     assert (error.code, error.exit_code) == ("CONFIG", 2) and "3, 5, 7" in str(error)
 
 
+@pytest.mark.row("G2")
 def test_g2_a_contrast_within_a_mixed_series(tmp_path):
     folder = examination(tmp_path, series.two_echoes(), series.slices(number=1))
     error = refused(folder)
@@ -101,12 +102,14 @@ def test_series_of_two_patients(tmp_path):
     assert error.code == "DCM_MIXED" and "Roe" not in str(error)
 
 
+@pytest.mark.row("G12")
 def test_g12_nothing_is_mr(tmp_path):
     folder = examination(tmp_path, series.slices(Modality="CT"), series.slices(number=2, Modality="PT", study="1.5"))
     error = refused(folder)
     assert error.code == "DCM_MODALITY" and "CT" in str(error) and "PT" in str(error)
 
 
+@pytest.mark.row("G14")
 def test_g14_nothing_is_measured(tmp_path):
     assert refused(examination(tmp_path, series.slices(SyntheticData="YES"))).code == "IN_SYNTHETIC"
 

@@ -50,6 +50,7 @@ def with_value(content, keyword, vr, old, new):
     return content.replace(before, element(keyword, vr, new))
 
 
+@pytest.mark.row("G9")
 def test_g9_a_number_that_is_none(tmp_path):
     _, content = one(tmp_path)
     bad = with_value(content, "PixelSpacing", b"DS", b"5\\5 ", b"6.\x80406\\6 ")
@@ -58,6 +59,7 @@ def test_g9_a_number_that_is_none(tmp_path):
     assert "406" not in str(error)
 
 
+@pytest.mark.row("G9")
 @pytest.mark.parametrize(
     ("keyword", "vr", "old", "new"),
     [
@@ -79,6 +81,7 @@ def test_g9_values_that_cannot_be(keyword, vr, old, new, tmp_path):
     assert "Doe" not in str(error)
 
 
+@pytest.mark.row("G9")
 def test_g9_a_value_representation_that_does_not_exist(tmp_path):
     _, content = one(tmp_path)
     place = content.index(element("PixelSpacing", b"DS", b"5\\5 "))
@@ -94,6 +97,7 @@ def nested(depth):
     return opened * depth + closed * depth
 
 
+@pytest.mark.row("G8")
 def test_g8_sequences_nested_a_thousand_deep(tmp_path):
     _, content = one(tmp_path)
     place = content.index(struct.pack("<HH", 0x0010, 0x0010))
@@ -103,6 +107,7 @@ def test_g8_sequences_nested_a_thousand_deep(tmp_path):
         judge_series(only_series(spoiled(tmp_path, content[:place] + nested(3) + content[place:])), max_voxels=2**28)
 
 
+@pytest.mark.row("G10")
 def test_g10_no_mark(tmp_path):
     _, content = one(tmp_path)
     folder = tmp_path / "bare"
@@ -113,6 +118,7 @@ def test_g10_no_mark(tmp_path):
         (folder / name).unlink()
 
 
+@pytest.mark.row("G10")
 def test_g10_no_transfer_syntax(tmp_path):
     _, content = one(tmp_path)
     tag = content.index(b"\x02\0\x10\0UI")
@@ -135,6 +141,7 @@ def deflated(tmp_path, extra):
     return spoiled(tmp_path, head[:140] + struct.pack("<I", len(meta)) + meta + packed)
 
 
+@pytest.mark.row("G7")
 def test_g7_a_deflated_bomb(tmp_path, monkeypatch):
     import tracemalloc
 
@@ -155,6 +162,7 @@ def test_a_deflated_file_is_told_how_to_be_inflated(tmp_path):
     assert pydicom.dcmread(tmp_path / "spoiled.dcm").SeriesNumber == 1  # it is a whole one
 
 
+@pytest.mark.row("G6")
 @pytest.mark.parametrize("cut", [1, 100, 1500])
 def test_g6_short_pixels(cut, tmp_path):
     _, content = one(tmp_path)
@@ -162,6 +170,7 @@ def test_g6_short_pixels(cut, tmp_path):
     assert error.code == "IN_TRUNCATED" and "2304 bytes" in str(error)
 
 
+@pytest.mark.row("G6", "G12", "G14")
 @pytest.mark.parametrize(
     ("tags", "code"),
     [
@@ -199,6 +208,7 @@ def test_the_cap_on_voxels_is_the_user_s(tmp_path):
     judge_series(found, max_voxels=32 * 36 * 30)
 
 
+@pytest.mark.row("G5", "G6")
 def test_compressed_pixels_that_are_cut(tmp_path):
     def compress(ds):
         ds.PixelData = pydicom.encaps.encapsulate([b"\0" * 500])
@@ -215,6 +225,7 @@ def test_frames_that_are_not_all_described(tmp_path):
     assert refused(series.write(tmp_path, whole)).code == "DCM_MALFORMED"
 
 
+@pytest.mark.row("G9")
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(places=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=4), cut=st.floats(0, 1))
 def test_g9_no_mutant_gives_a_traceback(places, cut, tmp_path):

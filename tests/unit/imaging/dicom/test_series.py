@@ -39,6 +39,7 @@ def test_the_layout_is_where_the_array_lay(tmp_path):
         assert notices == ()
 
 
+@pytest.mark.row("G1")
 def test_g1_a_missing_slice_is_named_by_its_place(tmp_path):
     made = series.slices()
     del made[10]
@@ -47,6 +48,7 @@ def test_g1_a_missing_slice_is_named_by_its_place(tmp_path):
     assert "-27.50 to -17.50 mm" in str(error) and "5.000 mm" in str(error)
 
 
+@pytest.mark.row("G1")
 def test_g1_uneven_spacing(tmp_path):
     made = series.slices()
     made[10].ImagePositionPatient[2] = float(made[10].ImagePositionPatient[2]) + 1.5
@@ -73,6 +75,7 @@ def test_angles_that_jitter_are_one_orientation(tmp_path):
     assert len(judged(made, tmp_path)[0].layout.planes) == 30
 
 
+@pytest.mark.row("G1")
 def test_g1_a_duplicate_with_the_same_pixels_is_left_out(tmp_path):
     made = series.slices()
     again = copy.deepcopy(made[7])
@@ -82,6 +85,7 @@ def test_g1_a_duplicate_with_the_same_pixels_is_left_out(tmp_path):
     assert [notice.code for notice in notices] == ["DCM_DUPLICATE"] and "left out (1)" in notices[0].message
 
 
+@pytest.mark.row("G1")
 def test_g1_a_duplicate_with_other_pixels_is_refused(tmp_path):
     made = series.slices()
     again = copy.deepcopy(made[7])
@@ -98,6 +102,7 @@ def test_a_time_series_is_refused(tmp_path):
     assert error.code == "DCM_DUPLICATE" and "30 slices" in str(error)
 
 
+@pytest.mark.row("G3")
 @pytest.mark.parametrize("keyword", ["ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing"])
 @pytest.mark.parametrize("places", [slice(None), slice(3, 4)])
 def test_g3_no_geometry(keyword, places, tmp_path):
@@ -112,6 +117,7 @@ def test_g3_no_geometry(keyword, places, tmp_path):
         assert (caught.value.code, caught.value.field) == ("DCM_GEOMETRY", keyword)
 
 
+@pytest.mark.row("G3")
 @pytest.mark.parametrize(
     ("keyword", "value"),
     [
@@ -155,6 +161,7 @@ def two_orientations():
     return [*made, *turned]
 
 
+@pytest.mark.row("G2")
 @pytest.mark.parametrize("make", [series.two_echoes, two_phases, two_orientations])
 def test_g2_a_series_of_several_stacks(make, tmp_path):
     error = refused(make(), tmp_path)
@@ -182,11 +189,13 @@ def test_order_and_names_of_files_do_not_count(tmp_path):
     np.testing.assert_array_equal(a.affine, b.affine)
 
 
+@pytest.mark.row("G13")
 def test_burned_in_text_is_a_warning(tmp_path):
     _, notices = judged(series.slices(BurnedInAnnotation="YES"), tmp_path)
     assert [notice.code for notice in notices] == ["DCM_BURNED_IN"]
 
 
+@pytest.mark.row("G14")
 def test_synthetic_on_request(tmp_path):
     found = only_series(series.write(tmp_path, series.slices(SyntheticData="YES")))
     notices = judge_series(found, max_voxels=2**28, accept_synthetic=True)

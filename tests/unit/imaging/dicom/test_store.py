@@ -123,6 +123,7 @@ def test_other_files_and_loops_are_passed_over(tmp_path):
     assert [len(s.planes) for s, _ in found.series] == [30]
 
 
+@pytest.mark.row("G10")
 def test_a_dicomdir_is_never_followed(tmp_path):
     """It points at a file above; the file is not opened."""
     import pydicom
