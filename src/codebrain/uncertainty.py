@@ -132,6 +132,6 @@ class StudyDoubt:
         """``LOW_CONFIDENCE``, where it is."""
         if not self.low_confidence:
             return ()
-        found = f"doubt {self.score:.3f}, over the limit of {self.limit:.3f}"
-        message = f"{LOW_CONFIDENCE}: the model is unlikely to have seen such scans ({found}); do not trust the result"
+        found = f"the doubt of this study is {self.score:.3f}, over the model's limit of {self.limit:.3f}"
+        message = f"{LOW_CONFIDENCE}: {found} for so many given contrasts; do not trust the result"
         return (Notice("LOW_CONFIDENCE", message),)

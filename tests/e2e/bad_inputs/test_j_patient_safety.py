@@ -145,7 +145,7 @@ def test_a_doubt_over_the_limit_is_low_confidence_everywhere(limits, low, out, t
         "record": run["uncertainty"]["low_confidence"],
         "warning": [warning["code"] for warning in run["warnings"]].count("LOW_CONFIDENCE") == 1,
         "banner": 'class="alarm"' in page,
-        "last word": answer.err.splitlines()[-1].startswith("codebrain: LOW CONFIDENCE"),
+        "last word": "".join(answer.err.splitlines()[-1:]).startswith("codebrain: LOW CONFIDENCE"),
         "pictures": (place / "preview.png").read_bytes() != (out / "preview.png").read_bytes(),
     }
     for contrast in ("T2", "T1Gd"):
