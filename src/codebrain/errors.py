@@ -134,6 +134,9 @@ class TrainingDiverged(CodeBrainError):
 _GPU = "CUDA error"
 """How torch begins the message of an error of the driver: a failed assertion on the device, a GPU off the bus."""
 
+_ALLOCATOR = "DefaultCPUAllocator: "
+"""In the message of torch's plain RuntimeError when memory on the CPU runs out."""
+
 _PEER = ("closed by peer", "reset by peer", "NCCL error", "Timed out waiting")
 """How gloo and NCCL speak of a process that was killed or hangs."""
 
@@ -203,11 +206,17 @@ def _of_torch(error: RuntimeError) -> CodeBrainError | None:
     return None
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, CUDA or torch's allocator on the CPU, which has no error of its own, ran out of memory."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and _ALLOCATOR in str(error))
+
+
 def as_refusal(error: Exception) -> CodeBrainError | None:
     """What an exception of Python's or torch's means to a user; None for one that is a bug of ours."""
     if isinstance(error, CodeBrainError):
         return error
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         return refusal("ENV_MEMORY", "there was not enough memory", hint="Use a smaller study or another device.")
     if isinstance(error, RuntimeError):
         return _of_torch(error)

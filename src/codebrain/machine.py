@@ -45,6 +45,48 @@ def memory_limit() -> int | None:
     return min(known) if known else None
 
 
+def available_memory() -> int | None:
+    """Bytes that this process may still take: of the machine, of its cgroup, of its address space; None if unknown.
+
+    Page cache that the kernel gives back counts as available.
+    """
+    found = [room for room in (_free_memory(), _cgroup_room(), _address_room()) if room is not None]
+    return max(0, min(found)) if found else None
+
+
+def _free_memory() -> int | None:
+    """What Linux says is available; None elsewhere."""
+    for line in _read(Path("/proc/meminfo")).splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _cgroup_room() -> int | None:
+    """The cgroup's limit less what is used and cannot be given back (version 2, then version 1)."""
+    for limit, usage, cache in (("memory.max", "memory.current", "inactive_file"), (
+        "memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"
+    )):  # fmt: skip
+        most, used = _read(_CGROUP / limit), _read(_CGROUP / usage)
+        if most.isdigit() and used.isdigit():
+            stat = dict(line.split(" ", 1) for line in _read((_CGROUP / limit).with_name("memory.stat")).splitlines())
+            return int(most) - int(used) + int(stat.get(cache, "0"))
+    return None
+
+
+def _address_room() -> int | None:
+    """What ``ulimit -v`` leaves; None without a limit or where the size of the process is not known."""
+    most, pages = resource.getrlimit(resource.RLIMIT_AS)[0], _read(Path("/proc/self/statm")).split()
+    if most == resource.RLIM_INFINITY or not pages:
+        return None
+    return most - int(pages[0]) * resource.getpagesize()
+
+
+def in_gib(size: int) -> str:
+    """For messages, for example ``1.7 GiB``."""
+    return f"{size / 2**30:.1f} GiB"
+
+
 def _physical_memory() -> int:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

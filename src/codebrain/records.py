@@ -21,6 +21,7 @@ from codebrain.imaging.volume import Volume
 from codebrain.models._contract import ImputationModel
 from codebrain.plan import Plan
 from codebrain.results import IntensityScale
+from codebrain.uncertainty import StudyDoubt
 from codebrain.vocabulary import Modality
 
 _PACKAGES = ("torch", "numpy", "scipy", "nibabel")
@@ -40,6 +41,8 @@ class RunFacts:
         precision: ``fp32`` or ``bf16``.
         truth_alignment: how withheld contrasts came onto the grid.
         spaces: native spaces in which the results are given as well.
+        doubt: how sure the model was; None for a model that does not grade its code.
+        steps: what happened while the model computed.
     """
 
     study: Study
@@ -50,6 +53,8 @@ class RunFacts:
     precision: str
     truth_alignment: AlignmentRecord | None = None
     spaces: tuple[NativeSpace, ...] = ()
+    doubt: StudyDoubt | None = None
+    steps: tuple[Notice, ...] = ()
 
     @property
     def notices(self) -> tuple[Notice, ...]:
@@ -57,7 +62,10 @@ class RunFacts:
         own = [notice for volume in self.study.volumes.values() for notice in volume.notices]
         late = self.truth_alignment.notices if self.truth_alignment else ()
         same = [notice for space in self.spaces for notice in space.notices]
-        return tuple(dict.fromkeys((*own, *self.prepared.notices, *self.plan.notices, *late, *same)))
+        unsure = self.doubt.notices if self.doubt is not None else ()
+        return tuple(
+            dict.fromkeys((*own, *self.prepared.notices, *self.plan.notices, *late, *same, *self.steps, *unsure))
+        )
 
     def run_record(self, seconds: Mapping[str, float], scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """``run.json`` except for what is only known when the files are written."""
@@ -79,6 +87,7 @@ class RunFacts:
             "inputs": [self._input(m, volume) for m, volume in self.study.volumes.items()],
             "imputed": [str(m) for m in self.plan.targets],
             "enhancement": marks.ENHANCEMENT_UNKNOWN if Modality.T1GD in self.plan.targets else None,
+            "uncertainty": None if self.doubt is None else self.doubt.as_dict(),
             "scores": list(scores),
             "scored": SCORED if scores else None,
             "seconds": dict(seconds),
@@ -107,6 +116,7 @@ class RunFacts:
             **({"Space": REFERENCE} if space is None else space.as_dict()),
             "IntensityScale": {"Unit": scale.unit, "ValueAtOne": scale.value_at_one, "Source": scale.source},
             "GeneratedBy": [{"Name": "codebrain", "Version": codebrain.__version__}],
+            **({} if self.doubt is None else {"Uncertainty": self.doubt.sidecar()}),
             "Warnings": [notice.as_dict() for notice in self.notices],
         }
         if modality is Modality.T1GD:

@@ -114,7 +114,7 @@ class ImputedContrast:
 
         target, model = folder / output.dicom_name(stem, self.modality, self.space), self.sidecar["Model"]
         target.mkdir()
-        provenance = Provenance(model["Name"], model["SHA256"], self.sources)
+        provenance = Provenance(model["Name"], model["SHA256"], self.sources, self.low_confidence)
         paths = write_derived(
             target, self.data, self.modality, like=self.reference, provenance=provenance, space=self.space,
             keep_patient=keep_patient,
@@ -133,11 +133,16 @@ class ImputedContrast:
         if self.doubt is None:
             shown: dict[str, Any] = {"File": None, "Reason": "The model does not grade its code."}
         else:
-            shown = {"File": doubt, "Description": marks.DOUBT_MEANING}
+            shown = {"File": doubt, "Description": marks.DOUBT_MEANING, **self.sidecar.get("Uncertainty", {})}
         return {"File": image, **self.sidecar, "Uncertainty": shown}
 
+    @property
+    def low_confidence(self) -> bool:
+        """Whether the doubt of the study is over the limit that the model declares."""
+        return bool(self.sidecar.get("Uncertainty", {}).get("LowConfidence"))
+
     def _marks(self, what: str) -> dict[str, str]:
-        text = f"{marks.SYNTHETIC} {self.modality}"
+        text = f"{marks.synthetic_mark(low_confidence=self.low_confidence)} {self.modality}"
         text += " doubt" if what == "doubt" else ""
         text += f", codebrain {codebrain.__version__}, model {self.sidecar['Model']['Name']}; research use only"
         plain = text.encode("ascii", "replace").decode()
@@ -151,6 +156,7 @@ class ImputedContrast:
         """For the header extension: what stays with the voxels when the sidecar is lost; no names of files."""
         return {
             marks.SYNTHETIC: True,
+            **({marks.LOW_CONFIDENCE: True} if self.low_confidence else {}),
             "Image": what,
             "Contrast": str(self.modality),
             "ContrastsUsed": self.sidecar["ContrastsUsed"],
@@ -192,6 +198,11 @@ class Imputation:
     def doubt(self) -> Image | None:
         """The doubt of the predicted code, one map for all contrasts."""
         return next((c.doubt for c in self.contrasts.values()), None)
+
+    @property
+    def low_confidence(self) -> bool:
+        """Whether the doubt of the study is over the limit that the model declares."""
+        return any(contrast.low_confidence for contrast in self.contrasts.values())
 
     def __getitem__(self, contrast: str | Modality) -> ImputedContrast:
         return self.contrasts[Modality.parse(contrast)]
@@ -294,7 +305,8 @@ class Imputation:
 
     def pictures(self) -> Pictures:
         """Every picture of the study, drawn."""
-        panels = study_panels(self.given, self.unit, truth=self.truth, doubt=self.doubt)
+        unsure = self.low_confidence
+        panels = study_panels(self.given, self.unit, truth=self.truth, doubt=self.doubt, low_confidence=unsure)
         affine = next(iter(self.contrasts.values())).reference.affine
         drawn, titles = draw_panels(panels, affine, focus=self.focus), panel_titles(panels)
         rows = tuple(

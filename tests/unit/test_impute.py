@@ -10,7 +10,7 @@ import torch
 import scans
 from codebrain.errors import CodeBrainError
 from codebrain.imaging.frame import Frame
-from codebrain.impute import SLICES_AT_ONCE, Imputer, intensity_scale, score_rows
+from codebrain.impute import Imputer, intensity_scale, score_rows
 from codebrain.models import build_model
 from codebrain.results import shown_command
 from codebrain.vocabulary import Modality, ModalitySet, Preparation
@@ -46,7 +46,7 @@ def test_images_in_images_out(imputer):
 
 def test_batches_have_no_influence(imputer, monkeypatch):
     one = imputer({"T1": scan()}, want=["T2"])["T2"].data
-    monkeypatch.setitem(SLICES_AT_ONCE, "cpu", 4)
+    monkeypatch.setattr(imputer, "at_once", 4)
     np.testing.assert_allclose(imputer({"T1": scan()}, want=["T2"])["T2"].data, one, atol=1e-3)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -42,6 +44,29 @@ def test_memory_of_a_cgroup(cgroup):
     assert machine.memory_limit() == 2**20
     (cgroup / "memory.max").write_text("max")
     assert machine.memory_limit() > 2**20
+
+
+def test_what_a_cgroup_leaves_counts_the_cache_as_free(cgroup):
+    for name, text in {
+        "memory.max": 2**30,
+        "memory.current": 2**29,
+        "memory.stat": f"anon 5\ninactive_file {2**20}",
+    }.items():
+        (cgroup / name).write_text(str(text))
+    assert machine.available_memory() <= 2**29 + 2**20
+    (cgroup / "memory.current").write_text(str(2**30))
+    assert machine.available_memory() == 2**20
+
+
+def test_what_the_address_space_leaves():
+    """A real limit, in a process of its own."""
+    code = (
+        "import resource; from codebrain import machine; size = machine._address_room; assert size() is None;"
+        "pages = int(open('/proc/self/statm').read().split()[0]); most = pages * resource.getpagesize() + 2**26;"
+        "resource.setrlimit(resource.RLIMIT_AS, (most, most)); print(machine.available_memory())"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert 2**25 < int(told) <= 2**26
 
 
 def test_peak_memory_is_that_of_this_process():

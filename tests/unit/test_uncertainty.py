@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from math import log
 
+import numpy as np
 import pytest
 import torch
 
 from codebrain.models import build_model
-from codebrain.uncertainty import Graded, code_doubt, code_entropy
+from codebrain.uncertainty import Graded, StudyDoubt, code_doubt, code_entropy, slice_doubts
 from codebrain.vocabulary import ModalitySet
 
 
@@ -58,3 +59,27 @@ def test_completed_images_and_grades_are_those_of_the_model_asked_separately():
     assert torch.equal(completed, model(images, present))
     for one, other in zip(grades, model.grades(images, present), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_slice_counts_inside_its_head_and_only_with_enough_of_it():
+    doubt = np.full((3, 10, 20), 0.9, np.float32)
+    head = np.zeros((3, 10, 20), bool)
+    head[0, :5, :2], head[1, 0, 0] = True, True
+    doubt[0, :5, 0], doubt[0, :5, 1] = 0.25, 0.75
+    assert slice_doubts(doubt, head) == (0.5, None, None)
+
+
+def test_a_study_is_the_mean_of_the_slices_that_count():
+    doubt = StudyDoubt.of((None, 0.5, 0.7, None), 3, None)
+    assert (doubt.score, doubt.limit, doubt.low_confidence, doubt.notices) == (0.6, None, False, ())
+    assert StudyDoubt.of((None,), 0, 0.1).score is None
+
+
+@pytest.mark.parametrize(("limit", "low"), [(0.59, True), (0.6, False), (0.61, False)])
+def test_over_the_limit_is_low_confidence(limit, low):
+    doubt = StudyDoubt.of((0.5, 0.7), 3, limit)
+    assert doubt.low_confidence is low
+    assert [notice.code for notice in doubt.notices] == ["LOW_CONFIDENCE"] * low
+    assert doubt.sidecar() == {
+        "PerSlice": [0.5, 0.7], "FirstSlice": 3, "Score": 0.6, "Limit": limit, "LowConfidence": low
+    }  # fmt: skip

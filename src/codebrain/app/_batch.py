@@ -10,7 +10,7 @@ import typer
 
 from codebrain.app._common import emit, emit_json, one_line, progress, say, teller
 from codebrain.errors import refusal
-from codebrain.marks import ENHANCEMENT_UNKNOWN, RESEARCH_USE_ONLY
+from codebrain.marks import ENHANCEMENT_UNKNOWN, LOW_CONFIDENCE, RESEARCH_USE_ONLY
 
 if TYPE_CHECKING:
     from codebrain.batch.engine import BatchResult, BatchSettings
@@ -124,5 +124,6 @@ def _line(record: StudyRecord, *, kept: bool) -> str:
         return f"{record.status} {record.code}: {record.message}"
     facts = record.facts
     doubt = "" if facts.get("doubt") is None else f", doubt {facts['doubt']:.2f}"
+    doubt += f", {LOW_CONFIDENCE}" if facts.get("low_confidence") else ""
     how = "kept from an earlier run" if kept else f"{facts['seconds']:.1f} s"
     return f"SYNTHETIC {', '.join(facts['imputed'])} from {', '.join(facts['given'])}{doubt}, {how}"

@@ -125,7 +125,7 @@ def _write_contrast(
     facts = {**_sidecar(study, contrast), **about}
     sidecars = {f"{image}.json": {"Description": _described(contrast), **facts}}
     if contrast.doubt is not None:
-        shown = {"File": f"{doubt}.nii.gz", "Description": marks.DOUBT_MEANING}
+        shown = {"File": f"{doubt}.nii.gz", "Description": marks.DOUBT_MEANING, **facts.get("Uncertainty", {})}
         sidecars[f"{image}.json"]["Uncertainty"] = shown
         sidecars[f"{doubt}.json"] = {"Description": marks.DOUBT_MEANING, **{key: facts[key] for key in _COMMON}}
     for name, content in sidecars.items():
@@ -139,7 +139,8 @@ _COMMON = ("SkullStripped", "SpatialReference", "Sources", "SourcesSHA256", "Syn
 
 def _described(contrast: ImputedContrast) -> str:
     used = ", ".join(contrast.sidecar["ContrastsUsed"])
-    return f"{marks.SYNTHETIC}: {contrast.modality} imputed from {used}; no scanner measured it"
+    mark = marks.synthetic_mark(low_confidence=contrast.low_confidence)
+    return f"{mark}: {contrast.modality} imputed from {used}; no scanner measured it"
 
 
 def _sidecar(study: BatchStudy, contrast: ImputedContrast) -> dict[str, Any]:

@@ -12,9 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from jaxtyping import Float
-
 import codebrain
 from codebrain import output
 from codebrain.batch.folder import BAD, FILES, RECORD, BatchFolder, StudyRecord, task_digest
@@ -362,23 +359,18 @@ def _outputs(files: Path) -> list[dict[str, Any]]:
 
 
 def _facts(result: Imputation, report: str | None) -> dict[str, Any]:
-    doubt = result.doubt
+    doubt = result.record["uncertainty"]
     return {
         "given": [str(m) for m in result.given],
         "imputed": [str(m) for m in result.contrasts],
-        "doubt": None if doubt is None else mean_doubt(doubt),
+        "doubt": None if doubt is None else doubt["score"],
+        "low_confidence": result.low_confidence,
         "seconds": round(sum(result.record["seconds"].values()), 2),
         "warnings": result.record["warnings"],
         "enhancement": result.record["enhancement"],
         "model": result.record["model"],
         "report": report,
     }  # fmt: skip
-
-
-def mean_doubt(doubt: Float[np.ndarray, "i j k"]) -> float | None:
-    """Mean over the head; outside, the doubt is 0. None without a head."""
-    inside = doubt[doubt > 0]
-    return round(float(inside.mean(dtype=np.float64)), 4) if inside.size else None
 
 
 def _bad(study: BatchStudy, error: CodeBrainError) -> StudyRecord:

@@ -16,7 +16,8 @@ from codebrain.report.group import render_group
 
 TABLE = "group_metrics.tsv"
 PAGE = "group_report.html"
-COLUMNS = ("participant_id", "session_id", "study", "status", "code", "message", "given", "contrast", "doubt", "report")
+COLUMNS = ("participant_id", "session_id", "study", "status", "code", "message", "given", "contrast", "doubt",
+           "low_confidence", "report")  # fmt: skip
 
 
 def write_group(
@@ -89,8 +90,9 @@ def _row(record: StudyRecord) -> dict[str, Any]:
     facts: Mapping[str, Any] = record.facts
     return {"study": record.study, "status": record.status, "code": record.code, "message": record.message,
             "given": list(facts.get("given", ())), "imputed": list(facts.get("imputed", ())),
-            "doubt": facts.get("doubt"), "report": facts.get("report"),
-            "warnings": len(facts.get("warnings", ())), "model": facts.get("model")}  # fmt: skip
+            "doubt": facts.get("doubt"), "low_confidence": bool(facts.get("low_confidence")),
+            "report": facts.get("report"), "warnings": len(facts.get("warnings", ())),
+            "model": facts.get("model")}  # fmt: skip
 
 
 def _table(records: Iterable[StudyRecord]) -> str:
@@ -106,6 +108,7 @@ def _table(records: Iterable[StudyRecord]) -> str:
             writer.writerow([
                 f"sub-{labels.get('sub', '')}", session, record.study, record.status, record.code or "n/a",
                 record.message or "n/a", ",".join(facts.get("given", ())) or "n/a", contrast,
-                "n/a" if doubt is None else f"{doubt:.4f}", facts.get("report") or "n/a",
+                "n/a" if doubt is None else f"{doubt:.4f}", str(bool(facts.get("low_confidence"))).lower(),
+                facts.get("report") or "n/a",
             ])  # fmt: skip
     return stream.getvalue()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,33 @@ def read_config(folder: Path) -> dict[str, Any]:
             hint="Update codebrain.",
         )
     return dict(config)
+
+
+def read_doubt_limits(folder: Path) -> dict[int, float]:
+    """The doubt that ``metrics.json`` of a model folder allows, by number of given contrasts; empty where it is silent.
+
+    ::
+
+        {"doubt": {"limits": {"1": 0.79, "2": 0.72, "3": 0.66}, "rule": "how they were measured"}}
+
+    Raises:
+        ModelRefused: ``CKPT_CORRUPT`` for limits that are none.
+    """
+    path = folder / "metrics.json"
+    if not path.exists():
+        return {}
+    try:
+        declared = parse_json_object(read(path, small=True)).get("doubt", {})
+        limits = declared.get("limits", {})
+        if not isinstance(limits, Mapping) or not all(map(_is_limit, limits.values())):
+            raise ValueError("a limit of doubt is a number from 0 to 1 by number of given contrasts")
+        return {int(number): float(limit) for number, limit in limits.items()}
+    except (ValueError, AttributeError) as error:
+        raise refusal("CKPT_CORRUPT", f"this is not a model's metrics.json: {error}", file=path) from error
+
+
+def _is_limit(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and 0 <= value <= 1
 
 
 def read(path: Path, *, small: bool = False) -> bytes:

@@ -33,6 +33,8 @@ class ImputationModel(nn.Module, ABC):
         training_only: names of sub-modules that a model folder leaves out (critics).
         label: what must stand beside the name wherever results are shown (a reconstruction from an abstract).
         preparation: how images must be prepared for it; set when loaded from a folder.
+        doubt_limits: by number of given contrasts, the doubt of a study above which its results are called LOW
+            CONFIDENCE; empty where the folder declares none.
         sha256: of the weights file; set when loaded from a folder.
         name: the folder's name, or the architecture's before there is one.
     """
@@ -47,6 +49,7 @@ class ImputationModel(nn.Module, ABC):
         self.modalities = modalities
         self.settings = settings
         self.preparation = Preparation(modalities)
+        self.doubt_limits: Mapping[int, float] = {}
         self.sha256 = ""
         self.name = self.architecture
 

@@ -6,7 +6,7 @@
     model.safetensors   weights; the same facts again in its header, so that files cannot be mixed up
     preparation.json    how images must be prepared (codebrain.vocabulary.Preparation)
     MODEL_CARD.md       what it was trained on and what it is not for
-    metrics.json        scores on patients that training never saw
+    metrics.json        scores on patients that training never saw; the doubt above which results are not to be trusted
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from torch.nn.modules.module import (
 from codebrain.errors import CodeBrainError, refusal
 from codebrain.imaging import safe_files
 from codebrain.models import build_model
-from codebrain.models._config import FORMAT, looks_pickled, model_folder, read, read_config
+from codebrain.models._config import FORMAT, looks_pickled, model_folder, read, read_config, read_doubt_limits
 from codebrain.parsing import parse_json_object
 from codebrain.vocabulary import YOUNGER_FIELDS, ModalitySet, Preparation
 
@@ -112,6 +112,7 @@ def load_model(source: Path | str) -> ImputationModel:
     _check_identity(folder, weights, model, preparation)
     _fill(model, _tensors(weights, folder), folder)
     model.preparation, model.sha256, model.name = preparation, config["weights_sha256"], folder.name
+    model.doubt_limits = read_doubt_limits(folder)
     return model.eval().requires_grad_(False)
 
 

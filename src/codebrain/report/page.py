@@ -16,7 +16,7 @@ from PIL import Image
 from codebrain import output
 from codebrain.errors import one_line, refusal
 from codebrain.imaging import safe_files
-from codebrain.marks import DOUBT_MEANING
+from codebrain.marks import DOUBT_MEANING, LOW_CONFIDENCE, LOW_DOUBT_IS_NO_PROOF, NO_DOUBT_LIMIT
 from codebrain.report.preview import colour_bar, png
 
 PICTURES_LIMIT = 2_000_000
@@ -103,9 +103,42 @@ def render(run: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         total_seconds=f"{sum(run['seconds'].values()):.1f} s",
         peak_memory=f"{run['peak_memory_bytes'] / 2**30:.2f} GiB",
         doubt_meaning=DOUBT_MEANING,
+        doubt=_doubt_strip(run.get("uncertainty")),
+        low_confidence=LOW_CONFIDENCE,
+        no_limit=NO_DOUBT_LIMIT,
+        no_proof=LOW_DOUBT_IS_NO_PROOF,
         sentence=_sentence,
         bar=_data_uri(png(colour_bar()), heavy=False),
     )
+
+
+_STRIP_HEIGHT = 100
+
+
+def _doubt_strip(facts: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What the drawing of doubt by slice needs: a bar for every slice, in a box of ``count`` x 100; None without doubt.
+
+    Args:
+        facts: ``uncertainty`` of the run's record; older records have none.
+    """
+    if not facts or facts["score"] is None:
+        return None
+    values, limit = list(facts["per_slice"]), facts["limit"]
+    bars = [
+        {"x": x, "y": round(_STRIP_HEIGHT * (1 - value), 2), "height": round(_STRIP_HEIGHT * value, 2),
+         "over": limit is not None and value > limit}
+        for x, value in enumerate(values) if value is not None
+    ]  # fmt: skip
+    return {
+        "score": f"{facts['score']:.3f}",
+        "limit": None if limit is None else f"{limit:.3f}",
+        "limit_y": None if limit is None else round(_STRIP_HEIGHT * (1 - limit), 2),
+        "low_confidence": facts["low_confidence"],
+        "bars": bars,
+        "count": len(values),
+        "first": facts["first_slice"],
+        "last": facts["first_slice"] + len(values) - 1,
+    }
 
 
 def _sentence(words: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 
-from codebrain.marks import SYNTHETIC
+from codebrain.marks import LOW_CONFIDENCE, synthetic_mark
 from codebrain.vocabulary import Modality
 
 Role = Literal["given", "imputed", "truth", "doubt", "error"]
@@ -41,11 +41,13 @@ class Panel:
         contrast: whose image it is, or was imputed with.
         role: ``given``, ``imputed``, ``truth`` (withheld), ``doubt`` or ``error`` (imputed minus truth).
         data: ``(i, j, k)``, 0 .. 1.
+        low_confidence: whether the doubt of the study is over the limit of its model.
     """
 
     contrast: Modality
     role: Role
     data: Float[np.ndarray, "i j k"]
+    low_confidence: bool = False
 
     @property
     def synthetic(self) -> bool:
@@ -64,16 +66,17 @@ def study_panels(
     *,
     truth: Mapping[Modality, Float[np.ndarray, "i j k"]],
     doubt: Float[np.ndarray, "i j k"] | None,
+    low_confidence: bool = False,
 ) -> list[Panel]:
     """The panels of a study in reading order: given contrasts, then each imputed one and its maps."""
     panels = [Panel(contrast, "given", data) for contrast, data in given.items()]
     for contrast, data in imputed.items():
-        panels.append(Panel(contrast, "imputed", data))
+        panels.append(Panel(contrast, "imputed", data, low_confidence))
         if contrast in truth:
             panels.append(Panel(contrast, "truth", truth[contrast]))
-            panels.append(Panel(contrast, "error", np.abs(data - truth[contrast])))
+            panels.append(Panel(contrast, "error", np.abs(data - truth[contrast]), low_confidence))
         if doubt is not None:
-            panels.append(Panel(contrast, "doubt", doubt))
+            panels.append(Panel(contrast, "doubt", doubt, low_confidence))
     return panels
 
 
@@ -193,8 +196,8 @@ def _label(draw: ImageDraw.ImageDraw, panel: Panel, box: tuple[int, int, int, in
     for letter, at, anchor in ((sides[0], left + 4, "ld"), (sides[1], right - 4, "rd")):
         draw.text((at, bottom - 4), letter, font=_font(13), fill=_GREY, anchor=anchor)
     if panel.synthetic:
-        draw.text((left + 4, top + 4), SYNTHETIC, font=_font(18), fill=_AMBER, anchor="la",
-                  stroke_width=2, stroke_fill=(0, 0, 0))  # fmt: skip
+        mark = synthetic_mark(low_confidence=panel.low_confidence).replace(LOW_CONFIDENCE, f"\n{LOW_CONFIDENCE}")
+        draw.text((left + 4, top + 4), mark, font=_font(18), fill=_AMBER, stroke_width=2, stroke_fill=(0, 0, 0))
 
 
 @cache
@@ -255,4 +258,5 @@ def panel_titles(panels: Iterable[Panel]) -> dict[str, str]:
         "error": f"{{}} absolute error, 0 to {ERROR_AT_FULL_COLOUR} of full range (of a SYNTHETIC image)",
         "doubt": "Doubt of the predicted code, 0 to 1 (of the SYNTHETIC {})",
     }
-    return {p.file: words[p.role].format(p.contrast) for p in panels}
+    unsure = {p.file: f", {LOW_CONFIDENCE}" if p.low_confidence else "" for p in panels}
+    return {p.file: words[p.role].format(p.contrast) + unsure[p.file] for p in panels}

@@ -19,7 +19,6 @@ ELSEWHERE = {
     "C16": "later; doctor already measures it (GEO_NOT_ALIGNED in its tests)",
     "D3": "later; doctor already says so (MOD_NAME in its tests)",
     "J2": "BIDS: in the tests of the BIDS app",
-    "J6": "the map exists and is tested; a limit for LOW CONFIDENCE has not been measured yet",
     "J7": "later: needs lesion experiments",
     "J9": "later: needs machine-readable fields in model cards",
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -148,6 +150,63 @@ def test_memory_that_does_not_suffice(error, study, tmp_path, monkeypatch, imput
 
     failing(monkeypatch, torch.OutOfMemoryError("CUDA out of memory") if isinstance(error, str) else error)
     is_refused(impute("--t1", study["T1"], "-o", tmp_path / "out"), "ENV_MEMORY", 4, tmp_path / "out")
+
+
+@pytest.mark.row("E7")
+def test_a_study_that_cannot_fit_is_refused_before_the_work_with_the_estimate(study, tmp_path, monkeypatch, impute):
+    failing(monkeypatch, AssertionError("the model computed"))
+    monkeypatch.setattr("codebrain.impute.prepare_study", lambda *_, **__: pytest.fail("the study was prepared"))
+    monkeypatch.setattr("codebrain.impute.available_memory", lambda: 200 * 2**20)
+    answer = impute("--t1", study["T1"], "-o", tmp_path / "out")
+    is_refused(answer, "ENV_MEMORY", 4, tmp_path / "out")
+    assert "0.2 GiB left" in answer.err and "expected about 0.3 GiB" in answer.err
+
+
+@pytest.mark.row("E7")
+def test_under_a_real_limit_of_memory(study, tmp_path, tiny_model):
+    """The limit is set when torch has been loaded, whose libraries alone take gigabytes of addresses."""
+    words = [str(w) for w in ("impute", "--model", tiny_model, "--t1", study["T1"], "-o", tmp_path / "out")]
+    code = (
+        "import resource, sys, codebrain.impute; from codebrain.app.cli import main;"
+        "size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize() + 2**27;"
+        f"resource.setrlimit(resource.RLIMIT_AS, (size, size)); sys.exit(main({words!r}))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert told.returncode == 4 and "ENV_MEMORY" in told.stderr and "Traceback" not in told.stderr, told.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.row("E7")
+def test_a_gpu_that_is_too_small_takes_fewer_slices_and_gives_the_same(study, tmp_path, monkeypatch, impute):
+    import torch
+
+    from codebrain.impute import SLICES_AT_ONCE, Imputer
+
+    words = ("--t1", study["T1"], "--want", "T2", "-o")
+    assert impute(*words, tmp_path / "large").status == 0
+    real, sizes = Imputer._forward, []
+
+    def small(self, slices, given):
+        sizes.append(len(slices))
+        if len(slices) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, slices, given)
+
+    monkeypatch.setitem(SLICES_AT_ONCE, "cpu", 16)
+    monkeypatch.setattr(Imputer, "_forward", small)
+    answer = impute(*words, tmp_path / "small")
+    assert answer.status == 0 and sizes[:4] == [16, 8, 4, 2] and set(sizes[4:]) <= {1, 2}, answer.err
+    assert "warning: ENV_MEMORY: the device ran out of memory; the model takes 2 slices" in answer.err
+    assert json.loads((tmp_path / "small" / "run.json").read_text())["warnings"][0]["code"] == "ENV_MEMORY"
+    one, other = (nib.load(tmp_path / n / "study_T2_imputed.nii.gz").get_fdata() for n in ("large", "small"))
+    assert ((one - other) ** 2).mean() <= 1e-6 * one.max() ** 2, "at least 60 dB"
+
+
+@pytest.mark.row("E7")
+def test_where_it_computes_is_said(study, tmp_path, impute):
+    answer = impute("--t1", study["T1"], "--want", "T2", "-o", tmp_path / "out", "--device", "auto")
+    device = json.loads((tmp_path / "out" / "run.json").read_text())["device"]
+    assert f" on {device} in " in answer.out.splitlines()[0]
 
 
 @pytest.mark.row("E8")

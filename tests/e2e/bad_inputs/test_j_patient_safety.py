@@ -105,6 +105,60 @@ def test_which_marks_survive(how, out, tmp_path):
     )
 
 
+def with_limits(model, folder, **limits):
+    """The model as one that declares limits of doubt by number of given contrasts."""
+    shutil.copytree(model, folder)
+    declared = {number.removeprefix("n"): limit for number, limit in limits.items()}
+    (folder / "metrics.json").write_text(json.dumps({"doubt": {"limits": declared, "rule": "a test"}}))
+    return folder
+
+
+@pytest.mark.row("J6")
+def test_doubt_by_slice_stands_beside_every_output_and_without_a_limit_nothing_is_judged(out):
+    run = json.loads((out / "run.json").read_text())["uncertainty"]
+    heads = [value for value in run["per_slice"] if value is not None]
+    assert run["limit"] is None and run["low_confidence"] is False
+    assert len(heads) > 3 and run["score"] == pytest.approx(sum(heads) / len(heads), abs=1e-4)
+    for contrast in ("T2", "T1Gd"):
+        doubt = nib.load(out / f"study_{contrast}_uncertainty.nii.gz").get_fdata()
+        sidecar = json.loads((out / f"study_{contrast}_imputed.json").read_text())["Uncertainty"]
+        assert sidecar["PerSlice"] == run["per_slice"] and sidecar["Limit"] is None
+        assert sidecar["LowConfidence"] is False and sidecar["File"] == f"study_{contrast}_uncertainty.nii.gz"
+        assert doubt[doubt > 0].mean() == pytest.approx(sidecar["Score"], abs=0.05)
+    page = (out / "report.html").read_text()
+    assert page.count("<rect ") == len(heads) and marks.NO_DOUBT_LIMIT in page and 'class="alarm"' not in page
+
+
+@pytest.mark.row("J6")
+@pytest.mark.parametrize(
+    ("limits", "low"), [({"n2": 0.0}, True), ({"n2": 1.0, "n1": 0.0}, False)], ids=["over", "under"]
+)
+def test_a_doubt_over_the_limit_is_low_confidence_everywhere(limits, low, out, tmp_path, tiny_model, impute):
+    study, place = scans.write_study(tmp_path / "in"), tmp_path / "out"
+    model = with_limits(tiny_model, tmp_path / "tiny", **limits)
+    answer = impute(
+        "--t1", study["T1"], "--flair", study["FLAIR"], "--want", "T2,T1Gd", "-o", place, "--model", model
+    )  # fmt: skip
+    assert answer.status == 0, answer.err
+    run, page = json.loads((place / "run.json").read_text()), (place / "report.html").read_text()
+    said = {
+        "record": run["uncertainty"]["low_confidence"],
+        "warning": [warning["code"] for warning in run["warnings"]].count("LOW_CONFIDENCE") == 1,
+        "banner": 'class="alarm"' in page,
+        "last word": "".join(answer.err.splitlines()[-1:]).startswith("codebrain: LOW CONFIDENCE"),
+        "pictures": (place / "preview.png").read_bytes() != (out / "preview.png").read_bytes(),
+    }
+    for contrast in ("T2", "T1Gd"):
+        for kind in ("imputed", "uncertainty"):
+            path = place / f"study_{contrast}_{kind}.nii.gz"  # the names of files are a contract and stay
+            description = nib.load(path).header["descrip"].item().decode()
+            assert header_marks(path) == {"descrip", "intent_name", "comment"}
+            said |= {f"{contrast} {kind}": description.startswith(f"SYNTHETIC LOW CONFIDENCE {contrast}")}
+        facts = json.loads((place / f"study_{contrast}_imputed.json").read_text())
+        said |= {f"{contrast} sidecar": facts["Uncertainty"]["LowConfidence"]}
+    assert said == dict.fromkeys(said, low)
+
+
 @pytest.mark.row("J8")
 def test_a_fixed_sentence_stands_beside_every_imputed_t1gd(done):
     out, answer = done

@@ -234,3 +234,26 @@ def test_weights_from_before_frames_existed_have_none(folder: Path) -> None:
     edit(folder / "preparation.json", lambda raw: raw.update(frame=[256, 256]))
     with pytest.raises(ModelRefused, match="frame"):
         load_model(folder)
+
+
+def declare(folder: Path, doubt: object) -> None:
+    (folder / "metrics.json").write_text(json.dumps({"doubt": doubt}))
+
+
+def test_limits_of_doubt_are_read_and_may_be_absent(folder: Path) -> None:
+    assert load_model(folder).doubt_limits == {}
+    declare(folder, {"limits": {"1": 0.8, "3": 0.5}, "rule": "as measured"})
+    assert load_model(folder).doubt_limits == {1: 0.8, 3: 0.5}
+    (folder / "metrics.json").unlink()
+    assert load_model(folder).doubt_limits == {}
+
+
+@pytest.mark.parametrize(
+    "doubt", [5, {"limits": [0.5]}, {"limits": {"1": "0.5"}}, {"limits": {"1": 1.5}}, {"limits": {"one": 0.5}},
+              {"limits": {"1": True}}, {"limits": {"1": float("nan")}}],
+)  # fmt: skip
+def test_limits_of_doubt_that_are_none_are_refused(doubt: object, folder: Path) -> None:
+    declare(folder, doubt)
+    with pytest.raises(ModelRefused) as caught:
+        load_model(folder)
+    assert caught.value.code == "CKPT_CORRUPT" and "metrics.json" in str(caught.value)

@@ -69,7 +69,7 @@ def test_the_word_is_burned_into_every_cut_of_synthetic_pictures_only(role, monk
     data, affine = head()
     panels = [Panel(T1, "given", data), Panel(T2, "imputed", data), Panel(T2, role, data)]
     drawn = draw_panels(panels, affine)[f"T2_{role}.png"]
-    monkeypatch.setattr(preview, "SYNTHETIC", "")
+    monkeypatch.setattr(preview, "synthetic_mark", lambda **_: "")
     bare = draw_panels(panels, affine)[f"T2_{role}.png"]
     marked = ImageChops.difference(drawn, bare).convert("L").point(lambda v: 255 * (v > 0))
     widths = [size[0] for size in Cuts.through(data > 0, affine, None).sizes]
@@ -106,3 +106,21 @@ def test_pictures_are_the_same_bytes_every_time_and_carry_no_metadata():
     first, second = (png(draw_panels([Panel(T1, "given", data)], affine)["T1_given.png"]) for _ in range(2))
     assert first == second
     assert b"tEXt" not in first and b"tIME" not in first
+
+
+def test_low_confidence_is_burned_into_every_picture_of_an_imputed_contrast():
+    data, affine = head()
+    sure, unsure = (
+        study_panels({T1: data}, {T2: data}, truth={T2: data}, doubt=data, low_confidence=low) for low in (False, True)
+    )
+    changed = {
+        panel.role: before.tobytes() != after.tobytes()
+        for panel, before, after in zip(
+            unsure, draw_panels(sure, affine).values(), draw_panels(unsure, affine).values(), strict=True
+        )
+    }
+    assert changed == {"given": False, "imputed": True, "truth": False, "error": True, "doubt": True}
+    titles = panel_titles(unsure)
+    assert [file for file, title in titles.items() if "LOW CONFIDENCE" in title] == [
+        "T2_imputed.png", "T2_error.png", "T2_doubt.png"
+    ]  # fmt: skip

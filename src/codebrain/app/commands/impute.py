@@ -266,7 +266,7 @@ def impute_files(request: Request, *, as_json: bool, quiet: bool) -> None:
     )
     with place as folder:
         result = _impute(request, quiet=quiet)
-        for notice in result.notices:
+        for notice in (n for n in result.notices if n.code != "LOW_CONFIDENCE"):  # which is the last word
             where = f"{notice.file}: " if notice.file else ""
             say(f"codebrain: warning: {notice.code}: {where}{notice.message}")
         if len(result):
@@ -347,11 +347,12 @@ def report_result(result: Imputation, out: Path, *, as_json: bool, quiet: bool =
         return
     if as_json:
         emit_json({"folder": str(out), **output.read_json(out / output.RUN_FILE)})
+        say_low_confidence(result)
         return
     record = result.record
     given, model = ", ".join(result.given), record["model"]["name"]
     seconds = sum(record["seconds"].values())
-    emit(f"SYNTHETIC {', '.join(result)} imputed from {given} with {model} in {seconds:.1f} s")
+    emit(f"SYNTHETIC {', '.join(result)} imputed from {given} with {model} on {record['device']} in {seconds:.1f} s")
     for modality in result:
         for space in (None, *result.native):
             emit(f"  {modality:<6} {one_line(str(out / output.image_name(result.name, modality, space)))}")
@@ -363,6 +364,14 @@ def report_result(result: Imputation, out: Path, *, as_json: bool, quiet: bool =
         emit(line)
     emit(f"Report: {one_line(str(out / output.REPORT_FILE))}")
     emit(record["notice"])
+    say_low_confidence(result)
+
+
+def say_low_confidence(result: Imputation) -> None:
+    """The last line on stderr, also under ``--quiet`` and ``--json``, where the doubt is over the limit."""
+    for notice in result.notices:
+        if notice.code == "LOW_CONFIDENCE":
+            say(f"codebrain: {notice.message}")
 
 
 def dicom_rows(out: Path) -> list[Mapping[str, Any]]:

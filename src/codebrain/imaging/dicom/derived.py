@@ -38,6 +38,7 @@ from codebrain.vocabulary import Modality
 
 _IMPLEMENTATION = "2.25.158438110871459270823105137290711"
 _LEVELS = 65535
+_LONGEST_LO = 64
 _NUMBERS_FROM = 9000
 """Series numbers of imputed contrasts: after anything that a scanner counts to."""
 
@@ -52,11 +53,13 @@ class Provenance:
         model: its name.
         model_sha256: of its weights.
         used: the contrasts that were given to the model, with their series; None for one that was no DICOM.
+        low_confidence: whether the doubt of the study is over the limit of the model.
     """
 
     model: str
     model_sha256: str
     used: Mapping[Modality, Series | None]
+    low_confidence: bool = False
 
 
 def write_derived(
@@ -197,11 +200,12 @@ class _Common:
         yield "ImageType", ["DERIVED", "SECONDARY", "OTHER", marks.SYNTHETIC]
         yield "SyntheticData", "YES"
         where = "" if self.space is None else f", on the grid of {self.space}"
-        yield "SeriesDescription", f"{marks.SYNTHETIC} {self.modality}{where}, imputed by codebrain"
+        mark = marks.synthetic_mark(low_confidence=self.provenance.low_confidence)
+        yield "SeriesDescription", f"{mark} {self.modality}{where}, imputed by codebrain"[:_LONGEST_LO]
         yield (
             "DerivationDescription",
             (
-                f"{marks.SYNTHETIC} {self.modality}: computed by a model from {used}; no scanner measured it. "
+                f"{mark} {self.modality}: computed by a model from {used}; no scanner measured it. "
                 f"codebrain {codebrain.__version__}, model {self.model}, weights {self.provenance.model_sha256}."
             )[:1024],
         )
