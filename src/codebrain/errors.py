@@ -137,6 +137,9 @@ _GPU = "CUDA error"
 _PEER = ("closed by peer", "reset by peer", "NCCL error", "Timed out waiting")
 """How gloo and NCCL speak of a process that was killed or hangs."""
 
+_NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "_ALLOC_FAILED")
+"""How torch's allocators, on CPU and GPU, and CUDA's libraries say it where no class of its own does."""
+
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _USAGE = {"CONFIG", "MOD_UNKNOWN", "MOD_DUPLICATE", "MOD_NONE"}
 _BY_PREFIX: tuple[tuple[str, type[CodeBrainError]], ...] = (
@@ -192,6 +195,13 @@ def missing_extra(package: str, extra: str, purpose: str) -> CodeBrainError:
     )
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the machine or of the GPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
 def _of_torch(error: RuntimeError) -> CodeBrainError | None:
     """What torch throws for a machine that fails; None for all else."""
     if type(error).__name__ == "AcceleratorError" or _GPU in str(error):
@@ -207,7 +217,7 @@ def as_refusal(error: Exception) -> CodeBrainError | None:
     """What an exception of Python's or torch's means to a user; None for one that is a bug of ours."""
     if isinstance(error, CodeBrainError):
         return error
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         return refusal("ENV_MEMORY", "there was not enough memory", hint="Use a smaller study or another device.")
     if isinstance(error, RuntimeError):
         return _of_torch(error)
