@@ -6,8 +6,8 @@
     python reliability/kills.py prepare --kills 500    # codebrain prepare folder --resume
 
 A batch is run once without a disturbance; its files are the reference. Then it is started again and again and killed
-each time at an instant drawn evenly over the next few studies, until it comes to its end; then the next batch begins,
-until there were enough kills. After every kill:
+each time at an instant drawn evenly over its start and the next few studies, until it comes to its end; then the
+next batch begins, until there were enough kills. After every kill:
 
 - every file that has its name is byte for byte the reference's (records and pages but for seconds and bytes of
   memory; a table of studies may lack the last ones);
@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import Tally, differences, report, save_tiny_model
 
 WINDOW = 3.0
-"""Instants are drawn over the time that this many studies take."""
+"""Instants are drawn over the time that a start and this many studies take."""
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
@@ -210,11 +210,10 @@ class Kills:
         self.tally = Tally(f"SIGKILL in {kind}, {studies} studies, {jobs} workers: nothing corrupt, repeated or left")
         self.ends = Tally(f"{kind} brought to its end after kills: all files, none besides")
         self.batch.make(folder, studies)
-        for _ in range(2):  # the first one also loads what the forks share
-            shutil.rmtree(self.out, ignore_errors=True)
-            begun = time.perf_counter()
-            self._run(None)
-            self.window = WINDOW * (time.perf_counter() - begun) / studies
+        self._timed()  # also loads what the forks share
+        shutil.rmtree(self.out, ignore_errors=True)
+        whole, start = self._timed(), self._timed()  # the second finds everything done
+        self.window = start + WINDOW * (whole - start) / studies
         self.whole = named(self.out)
         if not self.whole or len(self.batch.finished(self.out)) != studies:
             raise SystemExit(f"the undisturbed run is not whole: {self._said()}")
@@ -222,6 +221,11 @@ class Kills:
 
     def _said(self) -> str:
         return (self.folder / "said.txt").read_text()[-400:]
+
+    def _timed(self) -> float:
+        begun = time.perf_counter()
+        self._run(None)
+        return time.perf_counter() - begun
 
     def _run(self, instant: float | None) -> bool:
         """Start the batch; kill it at the instant. Says whether it was killed before its end."""

@@ -245,6 +245,8 @@ class BatchFolder:
 
     def _refuse_foreign(self, record: StudyRecord) -> None:
         older = self.records.get(record.study)
+        if older is None and self._record_file(record.study).exists():
+            return  # a damaged record of ours: what it was about is made again
         ours = {str(row["file"]) for row in older.outputs} if older is not None else set()
         names = (str(row["file"]) for row in record.outputs)
         foreign = next((name for name in names if name not in ours and (self.path / name).exists()), None)
