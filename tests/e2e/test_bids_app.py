@@ -113,6 +113,7 @@ def test_the_sidecars_say_what_an_image_is_and_where_it_comes_from(whole, tiny_m
     assert facts["SyntheticMethod"].startswith("codebrain ") and facts["Notice"] == marks.RESEARCH_USE_ONLY
     assert facts["Sources"] == [f"bids:raw:sub-01/ses-1/anat/sub-01_ses-1_{c}.nii.gz" for c in ("T1w", "FLAIR")]
     assert set(facts["SourcesSHA256"]) == set(facts["Sources"])
+    assert facts["Contrast"] == "T1Gd" and facts["ContrastsUsed"] == ["T1", "FLAIR"]
     assert facts["SpatialReference"] == facts["Sources"][0] and facts["SkullStripped"] is True
     assert facts["Model"]["SHA256"] == json.loads((tiny_model / "config.json").read_text())["weights_sha256"]
     assert facts["EnhancementNotice"] == marks.ENHANCEMENT_UNKNOWN and "SYNTHETIC" in facts["Description"]

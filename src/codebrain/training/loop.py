@@ -152,6 +152,8 @@ class _Trainer:
         """Every stage that is not done yet."""
         if self.finished:
             _log.info("this run is finished")
+        if self.log is not None:
+            self.log.start()
         while not self.finished:
             stage = self.model.stages[self.position.stage]
             fault("stage.start")
