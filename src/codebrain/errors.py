@@ -140,6 +140,9 @@ _ALLOCATOR = "DefaultCPUAllocator: "
 _PEER = ("closed by peer", "reset by peer", "NCCL error", "Timed out waiting")
 """How gloo and NCCL speak of a process that was killed or hangs."""
 
+_NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "_ALLOC_FAILED")
+"""How torch's allocators, on CPU and GPU, and CUDA's libraries say it where no class of its own does."""
+
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _USAGE = {"CONFIG", "MOD_UNKNOWN", "MOD_DUPLICATE", "MOD_NONE"}
 _BY_PREFIX: tuple[tuple[str, type[CodeBrainError]], ...] = (
@@ -193,6 +196,13 @@ def missing_extra(package: str, extra: str, purpose: str) -> CodeBrainError:
         f"{purpose} needs the package {package}, which is not installed",
         hint=f"Install it once with: pip install 'codebrain-mri[{extra}]'.",
     )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the machine or of the GPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def _of_torch(error: RuntimeError) -> CodeBrainError | None:

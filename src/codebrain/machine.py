@@ -13,6 +13,10 @@ from codebrain.errors import refusal
 if TYPE_CHECKING:
     import torch
 
+STUDY_TIMEOUT_S = 7200.0
+"""How long the worker of a study may show no progress. The slowest step, a registration with a deformation, takes
+minutes; a disk or a driver that hangs takes for ever."""
+
 _CGROUP = Path("/sys/fs/cgroup")
 
 

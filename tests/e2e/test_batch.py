@@ -246,6 +246,7 @@ def test_strays_of_a_killed_batch_go_even_if_their_process_seems_alive(batch, tm
     assert_clean(tmp_path / "out")
 
 
+@pytest.mark.row("F10")
 def test_a_worker_that_dies_takes_one_study_with_it(batch, raw, tmp_path, monkeypatch):
     """Every worker dies at its second study; the model was loaded once per worker."""
     monkeypatch.setenv("CODEBRAIN_FAULT", "batch.begin:2:kill9")
@@ -257,6 +258,17 @@ def test_a_worker_that_dies_takes_one_study_with_it(batch, raw, tmp_path, monkey
     shutil.rmtree(raw / "a"), shutil.rmtree(raw / "c")
     assert statuses(batch()) == {"b": "done"}
     assert [row["study"] for row in rows(tmp_path / "out")] == ["a", "b", "c"]
+
+
+@pytest.mark.slow
+@pytest.mark.row("F10")
+def test_a_worker_that_hangs_takes_one_study_with_it(batch, raw, tmp_path, monkeypatch):
+    """Every worker hangs at its second study; the limit leaves it time to load torch on a busy machine."""
+    monkeypatch.setenv("CODEBRAIN_FAULT", "batch.begin:2:hang")
+    result = batch(jobs=1, study_timeout_s=20.0)
+    assert statuses(result) == {"a": "done", "b": "failed", "c": "done"}
+    assert result.bad[0].code == "ENV_TIMEOUT" and "no progress for 20 s" in result.bad[0].message
+    assert_clean(tmp_path / "out")
 
 
 def test_an_unreadable_record_counts_as_none(batch, tmp_path):

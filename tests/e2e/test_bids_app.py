@@ -64,6 +64,7 @@ def validate(folder: Path) -> list[dict]:
     return [issue for issue in found["issues"]["issues"] if issue["severity"] == "error"]
 
 
+@pytest.mark.row("H7")
 def test_the_bids_validator_finds_no_error(whole):
     assert validate(whole / "out") == []
 
@@ -104,6 +105,7 @@ def test_the_files(whole):
     assert not [name for name in others if ".tmp-" in name or name.endswith(".lock")]
 
 
+@pytest.mark.row("J2")
 def test_the_sidecars_say_what_an_image_is_and_where_it_comes_from(whole, tiny_model):
     anat = whole / "out" / "sub-01" / "ses-1" / "anat"
     facts = json.loads((anat / "sub-01_ses-1_ce-gadolinium_desc-imputed_T1w.json").read_text())
@@ -111,6 +113,7 @@ def test_the_sidecars_say_what_an_image_is_and_where_it_comes_from(whole, tiny_m
     assert facts["SyntheticMethod"].startswith("codebrain ") and facts["Notice"] == marks.RESEARCH_USE_ONLY
     assert facts["Sources"] == [f"bids:raw:sub-01/ses-1/anat/sub-01_ses-1_{c}.nii.gz" for c in ("T1w", "FLAIR")]
     assert set(facts["SourcesSHA256"]) == set(facts["Sources"])
+    assert facts["Contrast"] == "T1Gd" and facts["ContrastsUsed"] == ["T1", "FLAIR"]
     assert facts["SpatialReference"] == facts["Sources"][0] and facts["SkullStripped"] is True
     assert facts["Model"]["SHA256"] == json.loads((tiny_model / "config.json").read_text())["weights_sha256"]
     assert facts["EnhancementNotice"] == marks.ENHANCEMENT_UNKNOWN and "SYNTHETIC" in facts["Description"]
@@ -121,6 +124,7 @@ def test_the_sidecars_say_what_an_image_is_and_where_it_comes_from(whole, tiny_m
     assert 0 < float(lines[15].split("\t")[2]) < 1
 
 
+@pytest.mark.row("H7")
 def test_the_images_are_marked_and_on_the_grid_of_their_source(whole):
     out = whole / "out" / "sub-02" / "anat" / "sub-02_desc-imputed_T2w.nii.gz"
     made, given = nib.load(out), nib.load(whole / "raw" / "sub-02" / "anat" / "sub-02_T1w.nii.gz")
@@ -131,6 +135,7 @@ def test_the_images_are_marked_and_on_the_grid_of_their_source(whole):
     gzip.decompress(out.read_bytes())
 
 
+@pytest.mark.row("J2")
 def test_the_data_set_describes_itself(whole):
     facts = json.loads((whole / "out" / "dataset_description.json").read_text())
     assert facts["DatasetType"] == "derivative" and facts["GeneratedBy"][0]["Name"] == "codebrain"
@@ -188,6 +193,7 @@ def test_labels(bids, tmp_path):
     assert bids("--participant-label").status == 2
 
 
+@pytest.mark.row("H1")
 def test_filters_choose_between_runs(bids, tmp_path):
     datasets.begin(tmp_path / "raw")
     datasets.add(tmp_path / "raw", "sub-04_run-1_T1w.nii.gz", "sub-04_run-2_T1w.nii.gz", "sub-04_FLAIR.nii.gz",
@@ -200,6 +206,7 @@ def test_filters_choose_between_runs(bids, tmp_path):
     assert facts["Sources"][0] == "bids:raw:sub-04/anat/sub-04_run-2_T1w.nii.gz"
 
 
+@pytest.mark.row("H4")
 def test_bad_data_stop_no_other_subject(bids, tmp_path):
     raw = datasets.dataset(tmp_path / "raw", subjects=("01",), contrasts=("T1w",))
     (scan,) = datasets.add(raw, "sub-02_T1w.nii.gz", whole=True, sidecar={})
@@ -217,6 +224,7 @@ def test_bad_data_stop_no_other_subject(bids, tmp_path):
     assert validate(tmp_path / "out") == []
 
 
+@pytest.mark.row("H6")
 def test_a_read_only_data_set_and_derivatives_inside_it(bids, tmp_path):
     raw = datasets.dataset(tmp_path / "raw", subjects=("01",), contrasts=("T1w",))
     before = sorted(path for path in raw.rglob("*"))
@@ -236,6 +244,7 @@ def test_a_read_only_data_set_and_derivatives_inside_it(bids, tmp_path):
     assert bids("--want", "T2", raw=inside, out=tmp_path / "again").code == "IN_SYNTHETIC"
 
 
+@pytest.mark.row("H2")
 def test_data_sets_that_are_none(bids, tmp_path):
     raw = datasets.begin(tmp_path / "raw", description=None)
     datasets.add(raw, "sub-01_T1w.nii.gz", whole=True)

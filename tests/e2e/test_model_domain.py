@@ -59,12 +59,14 @@ def warnings(tmp_path):
     return [warning for warning in run["warnings"] if warning["code"] == "MODEL_DOMAIN"]
 
 
+@pytest.mark.row("B15")
 def test_b15_a_bare_brain_for_a_model_of_whole_heads(try_scan, model, tmp_path):
     answer = try_scan(scans.write_scan(tmp_path / "t1.nii.gz"), model("whole", "defaced"))
     assert (answer.code, answer.status) == ("MODEL_DOMAIN", 3)
     assert "bare brain" in answer.err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.row("B15")
 @pytest.mark.parametrize("face", [True, False])
 def test_b15_a_head_for_a_model_of_bare_brains(face, try_scan, model, tmp_path):
     answer = try_scan(write_head(tmp_path / "t1.nii.gz", face=face), model("stripped"))
@@ -72,6 +74,7 @@ def test_b15_a_head_for_a_model_of_bare_brains(face, try_scan, model, tmp_path):
     assert "Remove the skull first" in answer.err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.row("B15")
 def test_b15_a_face_that_is_missing_is_a_warning(try_scan, model, tmp_path):
     answer = try_scan(write_head(tmp_path / "t1.nii.gz", face=False), model("whole"))
     assert answer.status == 0, answer.err
@@ -80,6 +83,7 @@ def test_b15_a_face_that_is_missing_is_a_warning(try_scan, model, tmp_path):
     assert "MODEL_DOMAIN" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.row("B15")
 @pytest.mark.parametrize("heads", [("whole",), ("stripped", "whole"), ("defaced", "stripped", "whole")])
 def test_b15_a_head_that_the_model_knows(heads, try_scan, model, tmp_path):
     answer = try_scan(write_head(tmp_path / "t1.nii.gz"), model(*heads))
@@ -87,6 +91,7 @@ def test_b15_a_head_that_the_model_knows(heads, try_scan, model, tmp_path):
     assert warnings(tmp_path) == []
 
 
+@pytest.mark.row("C13")
 @pytest.mark.parametrize(
     ("spacing", "shape", "warned"),
     [((2.5, 2.5, 6), (64, 72, 25), True), ((1.6, 1.6, 5), (100, 112, 30), True), ((3, 3, 3), (54, 60, 50), False)],

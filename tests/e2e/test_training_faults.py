@@ -308,7 +308,9 @@ def test_when_one_process_of_two_is_killed_the_other_ends_too(folder: Path) -> N
 @pytest.mark.row("F10")
 def test_memory_that_runs_out_is_said(folder: Path) -> None:
     assert train(folder, "oom", fault="step.after_fetch:3:oom") == 4
-    assert "ENV_MEMORY" in said(folder) and "Traceback" not in said(folder)
+    message = said(folder)
+    assert "ENV_MEMORY" in message and "Traceback" not in message
+    assert "stage reconstruction, step 3" in message and ("s02/" in message or "s03/" in message)
     assert train(folder, "oom", "--resume") == 0
     assert_equal_to_the_whole_run(folder / "oom")
 

@@ -63,6 +63,7 @@ def work(
     *,
     settings: BatchSettings,
     jobs: int | None,
+    study_timeout: float,
     overwrite: bool,
     as_json: bool,
     quiet: bool,
@@ -80,8 +81,9 @@ def work(
 
     with progress("imputing", quiet=quiet) as bar:
         result = run_batch(
-            studies, out, settings=settings, layout=layout, jobs=jobs, overwrite=overwrite, sources=sources,
-            prepare=prepare, progress=teller(bar, as_json=as_json, quiet=quiet, unit="study", units="studies"),
+            studies, out, settings=settings, layout=layout, jobs=jobs, study_timeout_s=study_timeout,
+            overwrite=overwrite, sources=sources, prepare=prepare,
+            progress=teller(bar, as_json=as_json, quiet=quiet, unit="study", units="studies"),
         )  # fmt: skip
     for notice in result.notices:
         say(f"codebrain: warning: {notice.code}: {notice.message}")

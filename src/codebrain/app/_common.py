@@ -41,6 +41,11 @@ ThreadsOption = Annotated[
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 VerboseOption = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Say more (-vv: everything).")]
 QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
+TimeoutOption = Annotated[
+    float,
+    typer.Option("--study-timeout", metavar="SECONDS", min=1,
+                 help="End a worker that shows no progress with a study for so long; the others go on."),
+]  # fmt: skip
 OutOption = Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="Folder for the results.")]
 
 _EVERY_SECONDS = 30.0

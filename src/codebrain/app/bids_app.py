@@ -17,6 +17,7 @@ from codebrain.app._common import (
     JsonOption,
     QuietOption,
     ThreadsOption,
+    TimeoutOption,
     VerboseOption,
     emit,
     emit_json,
@@ -25,6 +26,7 @@ from codebrain.app._common import (
 )
 from codebrain.app.cli import invoke, show_version
 from codebrain.errors import refusal
+from codebrain.machine import STUDY_TIMEOUT_S
 from codebrain.marks import RESEARCH_USE_ONLY
 
 if TYPE_CHECKING:
@@ -87,6 +89,7 @@ def build_app() -> typer.Typer:
         intensity: _batch.IntensityOption = "scanner",
         precision: _batch.PrecisionOption = "auto",
         jobs: _batch.JobsOption = None,
+        study_timeout: TimeoutOption = STUDY_TIMEOUT_S,
         overwrite: _batch.OverwriteOption = False,
         device: DeviceOption = "auto",
         threads: ThreadsOption = None,
@@ -109,8 +112,8 @@ def build_app() -> typer.Typer:
             if level == "participant":
                 how = _batch.settings(model=model, want=want, align=align, intensity=intensity, precision=precision,
                                       device=device, threads=threads)  # fmt: skip
-                participant(bids_dir, out, selection, how, jobs=jobs, overwrite=overwrite, as_json=as_json,
-                            quiet=quiet)  # fmt: skip
+                participant(bids_dir, out, selection, how, jobs=jobs, study_timeout=study_timeout,
+                            overwrite=overwrite, as_json=as_json, quiet=quiet)  # fmt: skip
             elif level == "group":
                 group(bids_dir, out, selection, as_json=as_json, quiet=quiet)
             else:
@@ -128,6 +131,7 @@ def participant(
     settings: BatchSettings,
     *,
     jobs: int | None,
+    study_timeout: float,
     overwrite: bool,
     as_json: bool,
     quiet: bool,
@@ -150,9 +154,9 @@ def participant(
         _make_derivatives(home)
     inside = [] if out.resolve().is_relative_to(home) else [bids_dir]
     _batch.work(
-        batch_studies(dataset), out, DerivativeLayout(), settings=settings, jobs=jobs, overwrite=overwrite,
-        sources=inside, prepare=lambda folder: begin_dataset(folder, dataset), as_json=as_json, quiet=quiet,
-        report=DerivativeLayout().table,
+        batch_studies(dataset), out, DerivativeLayout(), settings=settings, jobs=jobs, study_timeout=study_timeout,
+        overwrite=overwrite, sources=inside, prepare=lambda folder: begin_dataset(folder, dataset),
+        as_json=as_json, quiet=quiet, report=DerivativeLayout().table,
     )  # fmt: skip
 
 

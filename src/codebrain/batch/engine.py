@@ -21,7 +21,7 @@ from codebrain.data.isolated import Tell
 from codebrain.errors import CodeBrainError, Notice, as_refusal, refusal
 from codebrain.faults import fault
 from codebrain.imaging import safe_files
-from codebrain.machine import allotted_cores, default_threads, memory_limit
+from codebrain.machine import STUDY_TIMEOUT_S, allotted_cores, default_threads, memory_limit
 from codebrain.models import model_facts
 from codebrain.plan import check_targets
 from codebrain.vocabulary import Modality
@@ -118,6 +118,7 @@ def run_batch(
     settings: BatchSettings,
     layout: Layout,
     jobs: int | None = None,
+    study_timeout_s: float | None = STUDY_TIMEOUT_S,
     overwrite: bool = False,
     sources: Sequence[Path] = (),
     prepare: Callable[[Path], None] = lambda folder: None,
@@ -132,6 +133,8 @@ def run_batch(
         layout: how results are named.
         jobs: worker processes; by default what cores and memory allow, 0 works in this process. Workers are spawned,
             so a script that calls this needs ``if __name__ == "__main__"``.
+        study_timeout_s: how long a worker may show no progress before it is ended and its study counts as failed
+            (``ENV_TIMEOUT``); not without workers.
         overwrite: make again what was made with other settings.
         sources: folders of raw data, in which no result may lie.
         prepare: called with the locked output folder before the work.
@@ -139,7 +142,7 @@ def run_batch(
 
     Raises:
         EnvironmentRefused: ``LOCKED``, ``OUT_*`` (also during the work: a full disk stops every study), ``ENV_GPU``,
-            ``ENV_WORKER``.
+            ``ENV_WORKER`` and ``ENV_TIMEOUT`` when a worker ended or hung before its first study.
         ModelRefused: as :func:`codebrain.models.load_model`.
         InputRefused: ``MOD_TARGET_UNKNOWN``.
     """
@@ -157,7 +160,8 @@ def run_batch(
         shared = settings if settings.threads else replace(settings, threads=_share(workers))
         tasks = [_Task(study, shared, folder.settings, layout, folder.state) for study in todo]
         try:
-            for outcome in crew(Job(_Begin(shared), _attempt, _died), tasks, jobs=workers, told=batch.told):
+            job = Job(_Begin(shared), _attempt, _died)
+            for outcome in crew(job, tasks, jobs=workers, told=batch.told, patience_s=study_timeout_s):
                 batch.settle(outcome)
         finally:
             batch.write_table()
@@ -380,7 +384,5 @@ def _bad(study: BatchStudy, error: CodeBrainError) -> StudyRecord:
     return StudyRecord(study.name, status, error.code, f"{named}{error.brief}")
 
 
-def _died(task: _Task, status: int | None) -> _Outcome:
-    why = " (killed: not enough memory?)" if status == -9 else ""
-    message = f"the worker process ended with status {status}{why}"
-    return _Outcome(StudyRecord(task.study.name, "failed", "ENV_WORKER", message))
+def _died(task: _Task, error: CodeBrainError) -> _Outcome:
+    return _Outcome(StudyRecord(task.study.name, "failed", error.code, error.message))

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from codebrain.benchmark.suite import Budget
-from codebrain.benchmark.worker import sentence_of, speak_up
+from codebrain.benchmark.worker import SILENT_S, sentence_of, speak_up
 from codebrain.data.isolated import Tell, isolated
 from codebrain.data.slices import SliceStore
 from codebrain.errors import CodeBrainError, refusal
@@ -103,6 +103,7 @@ def seconds_per_step(
             store,
             place,
             device=device,
+            verify=False,  # the training itself does, and a minute per method is much of a short budget
             progress=lambda done, total, note: ends[note.split()[0]].append(time.perf_counter()),
         )
     finally:
@@ -150,7 +151,7 @@ def plan(
     safe_files.write_json(out / PLAN, {"methods": entries})
     # Timed one after the other, so that none is slowed by another; in processes, so that their memory is free again.
     for timing, config, error in isolated(_lengthen, new, jobs=1 if timings and timings[0].budget.seconds else 0,
-                                          died=_died):  # fmt: skip
+                                          died=_died, patience_s=SILENT_S):  # fmt: skip
         if config is None:
             errors[timing.label] = error or refusal("ENV_WORKER", "its length could not be found out")
             _log.warning("%s: %s", timing.label, errors[timing.label])
@@ -177,5 +178,5 @@ def _lengthen(timing: Timing, tell: Tell) -> Lengthened:
         return timing, None, sentence_of(error)
 
 
-def _died(timing: Timing, status: int | None) -> Lengthened:
-    return timing, None, refusal("ENV_WORKER", f"the process that timed its steps ended with status {status}")
+def _died(timing: Timing, error: CodeBrainError) -> Lengthened:
+    return timing, None, error

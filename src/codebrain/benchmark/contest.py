@@ -151,10 +151,8 @@ def contest(task: Contestant, tell: Tell) -> Outcome:
     return outcome
 
 
-def died(task: Contestant, status: int | None) -> Outcome:
+def died(task: Contestant, error: CodeBrainError) -> Outcome:
     """The outcome of a contestant whose process ended without a word."""
-    killed = " (killed: not enough memory?)" if status == -9 else ""
-    error = refusal("ENV_WORKER", f"its process ended with status {status}{killed}")
     return Outcome(task.label, errors={task.label: error})
 
 

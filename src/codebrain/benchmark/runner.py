@@ -17,6 +17,7 @@ from codebrain.benchmark.contest import Contestant, Outcome, contest, died, patt
 from codebrain.benchmark.rows import Row
 from codebrain.benchmark.scoring import Patterns, Wiring, parse_patterns
 from codebrain.benchmark.suite import Suite
+from codebrain.benchmark.worker import SILENT_S
 from codebrain.data.isolated import isolated
 from codebrain.data.slices import SliceStore
 from codebrain.errors import CodeBrainError, refusal
@@ -172,7 +173,7 @@ def _run(tasks: Sequence[Contestant], cells: int, places: Sequence[str], jobs: i
 
     outcomes = []
     for outcome in isolated(
-        contest, tasks, jobs=jobs, died=died,
+        contest, tasks, jobs=jobs, died=died, patience_s=SILENT_S,
         told=lambda task, message: tell(task.label, *message),
         placed=lambda task, slot: replace(task, device=places[slot % len(places)]),
     ):  # fmt: skip

@@ -9,6 +9,9 @@ from codebrain.errors import CodeBrainError, as_refusal, refusal
 
 _log = logging.getLogger(__name__)
 
+SILENT_S = 86400.0
+"""How long a method may show no progress before it counts as hung: sampling all test patients on a CPU takes hours."""
+
 
 def speak_up(label: str, level: int) -> None:
     """Let the library's log of this worker reach stderr as its parent's does; in the parent it does already."""

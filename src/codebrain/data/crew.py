@@ -1,4 +1,4 @@
-"""Workers that live on: what is dear to load is loaded once by each, and a task that kills its worker takes no other.
+"""Workers that live on: what is dear to load is loaded once by each; a task that kills or hangs its worker is alone.
 
 The sibling of :func:`codebrain.data.isolated.isolated`, which gives every task a process of its own.
 """
@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
-from codebrain.data.isolated import Tell, end_with
+from codebrain.data.isolated import Patience, Tell, death, end_with, hang, see_off
 from codebrain.errors import CodeBrainError, as_refusal, refusal
 
 State = TypeVar("State")
@@ -35,12 +35,12 @@ class Job(Generic[State, Task, Result]):
     Attributes:
         begin: makes what a worker keeps, for example a loaded model; given the number of the worker.
         work: ``work(kept, task, tell)``; should answer with a result and not raise.
-        died: the result of a task whose worker ended, with this exit status, without an answer.
+        died: the result of a task whose worker ended without an answer, and why. It is not begun again.
     """
 
     begin: Callable[[int], State]
     work: Callable[[State, Task, Tell], Result]
-    died: Callable[[Task, int | None], Result]
+    died: Callable[[Task, CodeBrainError], Result]
 
 
 @dataclass
@@ -58,6 +58,7 @@ def crew(
     *,
     jobs: int,
     told: Callable[[Task, Any], None] = lambda task, message: None,
+    patience_s: float | None = None,
 ) -> Iterator[Result]:
     """Results as they come, from workers that take one task after another.
 
@@ -68,52 +69,92 @@ def crew(
         tasks: one argument each, picklable, begun in this order.
         jobs: workers; 0 works in this process (then a crash is ours).
         told: hears in this process what a task tells.
+        patience_s: how long a worker may neither answer nor tell anything before it is killed; for ever by default.
+            Without workers there is no limit.
 
     Raises:
-        CodeBrainError: what ``begin`` raised; ``ENV_WORKER`` when a worker ended while it began.
+        CodeBrainError: what ``begin`` raised; ``ENV_WORKER`` when a worker ended while it began, ``ENV_TIMEOUT`` when
+            it hung.
     """
     if jobs == 0:
         kept = job.begin(0) if tasks else None
         for task in tasks:
             yield job.work(kept, task, partial(told, task))  # type: ignore[arg-type]
         return
-    waiting = deque(tasks)
-    workers = [_start(job, slot) for slot in range(min(jobs, len(tasks)))]
+    at_work = _Crew(job, tasks, Patience[Connection](patience_s))
     try:
-        while waiting or any(worker.task is not None for worker in workers):
-            for pipe in wait([worker.pipe for worker in workers if worker.task is not None or not worker.ready]):
-                worker = next(one for one in workers if one.pipe is pipe)
-                kind, message = _hear(worker)
+        for slot in range(min(jobs, len(tasks))):
+            at_work.enlist(slot)
+        while at_work.left:
+            for worker, kind, message in at_work.listen():
                 if kind == "tell" and worker.task is not None:
                     told(worker.task, message)
-                elif kind == "ended":
-                    yield _mourn(job, workers, worker, replace=bool(waiting))
                 elif kind == "failed":
-                    raise message
+                    raise cast("CodeBrainError", message)
+                elif kind in ("ended", "hangs"):
+                    yield at_work.replace(worker, hangs=kind == "hangs")
                 else:
-                    worker.ready, worker.task = True, None
-                    if waiting:  # before the result is handed on, which may take its time
-                        _give(worker, waiting.popleft())
+                    at_work.next_task(worker)  # before the result is handed on, which may take its time
                     if kind == "answer":
-                        yield message
+                        yield cast("Result", message)
     finally:
-        _dismiss(workers)
+        _dismiss(at_work.workers)
 
 
-def _mourn(
-    job: Job[State, Task, Result], workers: list[_Worker[Task]], worker: _Worker[Task], *, replace: bool
-) -> Result:
-    """The result of a dead worker's task; a new worker comes where there is work left."""
-    workers.remove(worker)
-    worker.process.join()
-    worker.pipe.close()
-    status = worker.process.exitcode
-    if worker.task is None:
-        raise refusal("ENV_WORKER", "a worker process ended while it loaded the model", found=f"status {status}",
-                      hint="Use fewer --jobs if memory is short.")  # fmt: skip
-    if replace:
-        workers.append(_start(job, worker.slot))
-    return job.died(worker.task, status)
+class _Crew(Generic[State, Task, Result]):
+    """The workers, and the tasks that none has taken yet."""
+
+    def __init__(self, job: Job[State, Task, Result], tasks: Sequence[Task], patience: Patience[Connection]) -> None:
+        self.job = job
+        self.waiting = deque(tasks)
+        self.workers: list[_Worker[Task]] = []
+        self.patience = patience
+
+    @property
+    def left(self) -> bool:
+        """Whether there is something to do or to wait for."""
+        return bool(self.waiting) or any(worker.task is not None for worker in self.workers)
+
+    def listen(self) -> Iterator[tuple[_Worker[Task], str, Any]]:
+        """Wait, and give every worker that has said something, or is silent for too long."""
+        heeded = {worker.pipe: worker for worker in self.workers if worker.task is not None or not worker.ready}
+        ready = wait(list(heeded), self.patience.left_s())
+        silent = [pipe for pipe in self.patience.exhausted() if pipe not in ready]
+        for pipe, worker in heeded.items():
+            if pipe in ready:
+                self.patience.heard(pipe)
+                yield worker, *_hear(worker)
+            elif pipe in silent:
+                yield worker, "hangs", None
+
+    def enlist(self, slot: int) -> None:
+        """Start a worker."""
+        worker: _Worker[Task] = _start(self.job, slot)
+        self.workers.append(worker)
+        self.patience.heard(worker.pipe)
+
+    def next_task(self, worker: _Worker[Task]) -> None:
+        """Give a worker that is ready something to do, if there is anything."""
+        worker.ready, worker.task = True, None
+        if self.waiting:
+            _give(worker, self.waiting.popleft())
+        else:
+            self.patience.forget(worker.pipe)
+
+    def replace(self, worker: _Worker[Task], *, hangs: bool) -> Result:
+        """The result of the task of a worker that is dead, or hangs; a new worker comes where there is work left."""
+        self.workers.remove(worker)
+        self.patience.forget(worker.pipe)
+        see_off(worker.process, 0 if hangs else _PATIENCE_S)
+        worker.pipe.close()
+        why = hang(self.patience.limit_s or 0) if hangs else death(worker.process.exitcode)
+        if worker.task is None:
+            raise refusal(
+                why.code, f"{why.message} while it loaded the model", hint="Use fewer --jobs if memory is short."
+            )
+        if self.waiting:
+            self.enlist(worker.slot)
+        return self.job.died(worker.task, why)
 
 
 def _give(worker: _Worker[Task], task: Task) -> None:
@@ -135,10 +176,7 @@ def _dismiss(workers: Sequence[_Worker[Task]]) -> None:
         worker.pipe.close()
         worker.process.terminate()
     for worker in workers:
-        worker.process.join(_PATIENCE_S)
-        if worker.process.is_alive():
-            worker.process.kill()
-            worker.process.join()
+        see_off(worker.process, _PATIENCE_S)
 
 
 def _start(job: Job[State, Task, Result], slot: int) -> _Worker[Task]:

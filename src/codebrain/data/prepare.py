@@ -48,7 +48,7 @@ from codebrain.imaging.safe_files import (
     write_text,
 )
 from codebrain.imaging.study import Study
-from codebrain.machine import allotted_cores, jobs_that_fit
+from codebrain.machine import STUDY_TIMEOUT_S, allotted_cores, jobs_that_fit
 from codebrain.parsing import parse_json_object
 from codebrain.vocabulary import Modality, Preparation, TrainingDomain
 
@@ -123,6 +123,7 @@ def prepare_store(
     kind: str = "folder",
     sources: Sequence[Path] = (),
     jobs: int = 1,
+    study_timeout_s: float | None = STUDY_TIMEOUT_S,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -141,6 +142,8 @@ def prepare_store(
         sources: the folders that were searched; the store may not lie inside them.
         jobs: worker processes at a time, fewer where memory is short; 0 works in this process (then a crash of a
             study is ours). Workers are spawned, so a script that calls this needs ``if __name__ == "__main__"``.
+        study_timeout_s: how long a worker may take for one study before it is ended and the study refused
+            (``ENV_TIMEOUT``); not without workers.
         resume: keep subjects whose files, inputs and protocol are unchanged.
         overwrite: replace an earlier store.
         progress: told after each subject.
@@ -162,7 +165,7 @@ def prepare_store(
         _sweep(target)
         tasks = [_Task(subject, protocol, target, resume) for subject in found.subjects]
         try:
-            outcomes = _reported(_worked(tasks, protocol, jobs), len(tasks), progress)
+            outcomes = _reported(_worked(tasks, protocol, jobs, study_timeout_s), len(tasks), progress)
         finally:
             _sweep(target)
         records, rows = _settle(outcomes, found)
@@ -188,14 +191,14 @@ def prepare_store(
     return manifest
 
 
-def _worked(tasks: Sequence[_Task], protocol: Protocol, jobs: int) -> Iterator[_Outcome]:
+def _worked(tasks: Sequence[_Task], protocol: Protocol, jobs: int, timeout_s: float | None) -> Iterator[_Outcome]:
     """The outcomes as they come, as many studies at a time as memory and cores allow."""
     fitting = jobs_that_fit(jobs, BYTES_EACH[protocol.align]) if jobs else 0
     if fitting < jobs:
         _log.warning("%d studies at a time instead of %d: more would not fit into memory", fitting, jobs)
     threads = 1 if protocol.reproducible else max(1, allotted_cores() // max(fitting, 1))
     with limited_threads(threads):
-        yield from isolated(_attempt, tasks, jobs=fitting, died=_died, threads=threads)
+        yield from isolated(_attempt, tasks, jobs=fitting, died=_died, patience_s=timeout_s, threads=threads)
 
 
 def prepare_subject(task: _Task) -> SubjectRecord:
@@ -360,10 +363,8 @@ def _attempt(task: _Task, tell: Tell) -> _Outcome:
         return _Outcome(task.subject, code="ENV_WORKER", message=f"a bug of ours: {type(error).__name__}")
 
 
-def _died(task: _Task, status: int | None) -> _Outcome:
-    why = " (killed: not enough memory?)" if status == -9 else ""
-    message = f"the worker process ended with status {status}{why}"
-    return _Outcome(task.subject, code="ENV_WORKER", message=message)
+def _died(task: _Task, error: CodeBrainError) -> _Outcome:
+    return _Outcome(task.subject, code=error.code, message=error.message)
 
 
 def _reported(outcomes: Iterable[_Outcome], total: int, progress: Progress | None) -> list[_Outcome]:

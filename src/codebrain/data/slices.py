@@ -1,4 +1,4 @@
-"""The slice store: prepared studies as memory-mapped slices, and batches drawn from them.
+"""The slice store: prepared studies as slices on disk, and batches drawn from them.
 
 ::
 
@@ -9,12 +9,17 @@
 
 The mask is the brain where the study is skull-stripped and the head where it is not. Uncompressed, because
 training reads slices at random and gzip would be read from its start every time.
+
+A store is used for days. Files that were cut, edited or taken away meanwhile are ``DATA_CORRUPT`` when they are next
+read, and never a crash (:mod:`codebrain.data.array_file`). 16-bit whole numbers leave no room for slices that are not
+finite or not in [0, 1]; a file of another type is refused when it is opened.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +27,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt16
 from numpy.typing import NDArray
 
+from codebrain.data.array_file import ArrayFile, Stamp, stamp
 from codebrain.data.manifest import Manifest, SubjectRecord, SubjectRow, corrupt, files_of
 from codebrain.data.splits import SPLITS, Split
-from codebrain.errors import refusal
+from codebrain.errors import CodeBrainError, refusal
 from codebrain.imaging.safe_files import sha256_file
+from codebrain.machine import allotted_cores
 from codebrain.parsing import parse_json_object
 from codebrain.vocabulary import Preparation
 
@@ -35,7 +42,9 @@ FULL_SCALE = 65535
 LEAST_FOREGROUND = 0.01
 """Slices with less foreground than this fraction of their area are not drawn for training."""
 _OPEN_FILES = 64
-"""Subjects kept mapped at a time; two files each, well under the usual limit of 1,024."""
+"""Subjects kept open at a time; two files each, well under the usual limit of 1,024."""
+
+_SLICES, _BRAIN = 0, 1  # of a subject's files
 
 Picks = Int[np.ndarray, "b 2"]
 
@@ -44,6 +53,9 @@ class SliceStore:
     """Read access to a slice store; open with :meth:`open`.
 
     Picks are ``(subject number, slice number)``; subject numbers count through :attr:`names`.
+
+    Attributes:
+        damaged: why, by subject whose files were found missing, cut or edited since the store was opened.
     """
 
     def __init__(self, root: Path, manifest: Manifest) -> None:
@@ -52,7 +64,9 @@ class SliceStore:
         self.names = tuple(record.subject for record in manifest.records)
         self._number = {name: i for i, name in enumerate(self.names)}
         self._split = {row.subject: row.split for row in manifest.rows}
-        self._mapped: OrderedDict[str, NDArray[Any]] = OrderedDict()
+        self.damaged: dict[str, CodeBrainError] = {}
+        self._stamps: dict[str, Stamp] = {}
+        self._opened: OrderedDict[str, ArrayFile] = OrderedDict()
 
     @classmethod
     def open(cls, root: Path | str) -> SliceStore:
@@ -124,8 +138,13 @@ class SliceStore:
         return self.record(subject).patient
 
     def slices(self, subject: str) -> UInt16[np.ndarray, "n m h w"]:
-        """The stored slices, mapped from disk."""
-        return self._map(f"{subject}.npy", self.record(subject).shape, np.dtype(np.uint16))
+        """The stored slices.
+
+        Raises:
+            InputRefused: ``DATA_CORRUPT`` when the file has vanished or changed since the store was opened; so do
+                all below that read.
+        """
+        return self._read(subject, _SLICES, ArrayFile.whole)
 
     def stack(self, subject: str) -> Float[np.ndarray, "n m h w"]:
         """All slices of a subject in [0, 1], float32; absent contrasts are zero."""
@@ -134,7 +153,7 @@ class SliceStore:
     def brain(self, subject: str) -> Bool[np.ndarray, "n h w"]:
         """The foreground mask of all slices."""
         width = self.record(subject).shape[3]
-        return np.unpackbits(self._brain_bits(subject), axis=-1, count=width).astype(bool)
+        return np.unpackbits(self._read(subject, _BRAIN, ArrayFile.whole), axis=-1, count=width).astype(bool)
 
     def index(self, split: Split, *, least_foreground: float = LEAST_FOREGROUND) -> Picks:
         """Every slice of ``split`` worth learning from, ``(k, 2)``: subject number, slice number.
@@ -171,61 +190,89 @@ class SliceStore:
             Images in [0, 1] as float32, which contrasts have ground truth, and ``subject/slice`` per sample.
 
         Raises:
-            InputRefused: ``DATA_CORRUPT`` when a file has vanished or changed since the store was opened.
+            InputRefused: ``DATA_CORRUPT`` when a file has vanished or changed since the store was opened; its subject
+                is then among :attr:`damaged`.
         """
         names = [self.names[number] for number, _ in picks]
         records = [self.record(name) for name in names]
         h, w = (crop, crop) if crop is not None else self._frame(records)
         images = np.zeros((len(picks), len(self.preparation.modalities), h, w), np.float32)
         for image, name, (_, z) in zip(images, names, picks, strict=True):
-            stored = self.slices(name)[z]
-            corner = (0, 0) if crop is None else self._corner(name, int(z), crop, generator)
-            _place(image, stored[:, corner[0] : corner[0] + h, corner[1] : corner[1] + w])
+            _place(image, self._cut(name, int(z), crop, generator))
         available = np.array([record.available for record in records], dtype=bool)
         return images, available, tuple(f"{name}/{z}" for name, (_, z) in zip(names, picks, strict=True))
 
-    def verify(self) -> None:
-        """Read every file to its end and compare SHA-256.
+    def verify(self, *, part: int = 0, parts: int = 1) -> None:
+        """Read every file to its end and compare SHA-256, several at a time.
+
+        Args:
+            part, parts: of several processes on one machine, each can read its share of the subjects.
 
         Raises:
             InputRefused: ``DATA_CORRUPT`` naming the first file that differs.
         """
         self._check_sizes()
-        for record in self.manifest.records:
-            for path, expected, _ in files_of(self.root, record):
-                if sha256_file(path) != expected:
-                    raise corrupt("the file is not the one that was written", path)
+        shared = (file for record in self.manifest.records[part::parts] for file in files_of(self.root, record))
+        pool = ThreadPoolExecutor(allotted_cores())  # hashing leaves the interpreter free
+        try:
+            for _ in pool.map(_refuse_other_content, shared):
+                pass
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _check_sizes(self) -> None:
         for record in self.manifest.records:
             for path, _, size in files_of(self.root, record):
                 try:
-                    found = path.stat().st_size
+                    now = stamp(path)
                 except OSError as error:
                     raise corrupt("a file of the slice store is missing", path) from error
-                if found != size:
-                    raise corrupt(f"a file of the slice store has {found} bytes instead of {size}", path)
+                if now.size != size:
+                    raise corrupt(f"a file of the slice store has {now.size} bytes instead of {size}", path)
+                self._stamps[path.name] = now
 
-    def _brain_bits(self, subject: str) -> NDArray[np.uint8]:
-        n, _, h, w = self.record(subject).shape
-        return self._map(f"{subject}-brain.npy", (n, h, -(-w // 8)), np.dtype(np.uint8))
+    def _cut(
+        self, subject: str, z: int, crop: int | None, generator: np.random.Generator
+    ) -> UInt16[np.ndarray, "m r c"]:
+        """A slice, or as much of it as lies in a crop."""
+        if crop is None:
+            return self._read(subject, _SLICES, lambda file: file.item(z))
+        top, left = self._corner(subject, z, crop, generator)
+        bottom = min(top + crop, self.record(subject).shape[2])
+        return self._read(subject, _SLICES, lambda file: file.rows(z, top, bottom))[:, :, left : left + crop]
 
-    def _map(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """The mapped file; the least recently used mappings are let go, so that open files stay few."""
-        if name in self._mapped:
-            self._mapped.move_to_end(name)
-            return self._mapped[name]
-        path = self.root / "slices" / name
-        try:
-            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise corrupt("a file of the slice store cannot be read", path) from error
-        if array.shape != shape or array.dtype != dtype:
-            raise corrupt(f"a file of the slice store holds {array.dtype} {array.shape}", path)
-        self._mapped[name] = array
-        while len(self._mapped) > 2 * _OPEN_FILES:
-            self._mapped.popitem(last=False)
-        return array
+    def _read(self, subject: str, which: int, part: Callable[[ArrayFile], NDArray[Any]]) -> NDArray[Any]:
+        """A part of a subject's slices or masks; a file that fails is opened once more before it is given up."""
+        path, sha256, _ = files_of(self.root, self.record(subject))[which]
+        for last in (False, True):
+            try:
+                return part(self._open(path, sha256, *self._kind(subject, which)))
+            except (OSError, ValueError) as error:
+                self._opened.pop(path.name, None)
+                if last:
+                    why = error.strerror if isinstance(error, OSError) else error
+                    self.damaged[subject] = corrupt(f"a file of the slice store cannot be used: {why}", path)
+                    raise self.damaged[subject] from error
+        raise AssertionError
+
+    def _kind(self, subject: str, which: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        n, m, h, w = self.record(subject).shape
+        return ((n, m, h, w), np.dtype("<u2")) if which == _SLICES else ((n, h, -(-w // 8)), np.dtype(np.uint8))
+
+    def _open(self, path: Path, sha256: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> ArrayFile:
+        """The open file; those used least recently are closed, so that open files stay few."""
+        if path.name in self._opened:
+            self._opened.move_to_end(path.name)
+            return self._opened[path.name]
+        file = ArrayFile(path, shape, dtype)
+        if file.stamp != self._stamps.get(path.name):  # edited, or copied or touched and still the same?
+            if sha256_file(path) != sha256:
+                raise ValueError("it is not the one that was written")
+            self._stamps[path.name] = file.stamp
+        self._opened[path.name] = file
+        while len(self._opened) > 2 * _OPEN_FILES:
+            self._opened.popitem(last=False)
+        return file
 
     def _frame(self, records: Sequence[SubjectRecord]) -> tuple[int, int]:
         step = self.preparation.multiple
@@ -234,14 +281,24 @@ class SliceStore:
 
     def _corner(self, subject: str, z: int, crop: int, generator: np.random.Generator) -> tuple[int, int]:
         _, _, h, w = self.record(subject).shape
-        mask = np.unpackbits(self._brain_bits(subject)[z], axis=-1, count=w)
+        mask = np.unpackbits(self._read(subject, _BRAIN, lambda file: file.item(z)), axis=-1, count=w)
         pixels = np.flatnonzero(mask)
         centre = pixels[generator.integers(len(pixels))] if len(pixels) else (h // 2) * w + w // 2
         row, column = divmod(int(centre), w)
         return _inside(row - crop // 2, h - crop), _inside(column - crop // 2, w - crop)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_mapped": OrderedDict()}
+        return self.__dict__ | {"_opened": OrderedDict()}
+
+
+def _refuse_other_content(file: tuple[Path, str, int]) -> None:
+    path, expected, _ = file
+    try:
+        found = sha256_file(path)
+    except OSError as error:
+        raise corrupt(f"a file of the slice store cannot be read: {error.strerror}", path) from error
+    if found != expected:
+        raise corrupt("the file is not the one that was written", path)
 
 
 def _to_unit(stored: UInt16[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:

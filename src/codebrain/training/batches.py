@@ -1,7 +1,12 @@
-"""Which slices a step sees: a function of (seed, stage, step, rank) alone, so resuming is exact."""
+"""Which slices a step sees: a function of (seed, stage, step, rank) alone, so resuming is exact.
+
+Batches are made in the process that trains. There are no loader workers, so none can be killed, hang or fill
+``/dev/shm``: a slice is read in well under a millisecond.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,11 +16,16 @@ from numpy.typing import NDArray
 
 from codebrain.data.augment import Augmentation
 from codebrain.data.slices import SliceStore
-from codebrain.errors import refusal
+from codebrain.errors import CodeBrainError, refusal
 from codebrain.nn.batch import Batch
 from codebrain.nn.patterns import draw_patterns
 from codebrain.training.config import StageConfig, TrainConfig
 from codebrain.vocabulary import ModalitySet, strict_subsets
+
+MOST_DAMAGED = 0.01
+"""Share of the training slices that may be left out because their subject's files were damaged meanwhile."""
+_SHOWN = 10
+_log = logging.getLogger(__name__)
 
 
 def chance(*place: int) -> tuple[np.random.Generator, torch.Generator]:
@@ -72,9 +82,18 @@ class TrainingBatches:
         return self.stage.steps if self.stage.steps is not None else (self.stage.epochs or 1) * per_epoch
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step: this process's share of it, augmented, with its patterns drawn."""
-        numbers, generator = chance(self.config.seed, self.number, step, self.rank)
-        images, available, ids = self.store.batch(self.picks(step), crop=self.stage.crop, generator=numbers)
+        """The batch of a step: this process's share of it, augmented, with its patterns drawn.
+
+        Raises:
+            InputRefused: ``DATA_CORRUPT`` when more than :data:`MOST_DAMAGED` of the slices had to be left out.
+        """
+        while True:
+            numbers, generator = chance(self.config.seed, self.number, step, self.rank)
+            try:
+                images, available, ids = self.store.batch(self.picks(step), crop=self.stage.crop, generator=numbers)
+                break
+            except CodeBrainError as error:
+                self._refuse_many_damaged(error)
         stack, there = _channels(self.store, self.modalities, images, available)
         stack = Augmentation.named(self.config.augmentation)(stack, generator) * there[:, :, None, None]
         present = draw_patterns(
@@ -83,19 +102,62 @@ class TrainingBatches:
         )  # fmt: skip
         return Batch(stack, there, present, ids)
 
+    def ids(self, step: int) -> list[str]:
+        """``subject/slice`` of every sample of a step."""
+        return self._named(self.picks(step))
+
     def picks(self, step: int) -> NDArray[np.int64]:
-        """Subject and slice numbers of a step; every slice once per epoch, or subjects drawn evenly."""
+        """Subject and slice numbers of a step; every slice once per epoch, or subjects drawn evenly.
+
+        In place of a slice whose subject was found damaged comes the next one of the store that is whole.
+        """
         size = self.stage.batch_size
         first, last = (step * size + size * r // self.world for r in (self.rank, self.rank + 1))
         if self.config.sampling == "subjects":
-            return self._even(step)[first - step * size : last - step * size]
+            return self._whole(self._even(step)[first - step * size : last - step * size])
         wanted = np.arange(first, last)
         epochs = wanted // self.slices
         orders = {
             e: chance(self.config.seed, self.number, -1 % 2**32, int(e))[0].permutation(self.slices)
             for e in set(epochs)
         }
-        return self._all[[orders[e][i % self.slices] for e, i in zip(epochs, wanted, strict=True)]]
+        return self._whole(self._all[[orders[e][i % self.slices] for e, i in zip(epochs, wanted, strict=True)]])
+
+    @property
+    def left_out(self) -> list[str]:
+        """The training slices, ``subject/slice``, of subjects that were found damaged since the store was opened."""
+        return self._named(self._all[self._damaged(self._all)])
+
+    def _named(self, picks: NDArray[np.int64]) -> list[str]:
+        return [f"{self.store.names[subject]}/{z}" for subject, z in picks]
+
+    def _damaged(self, picks: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return np.isin(picks[:, 0], [self.store.names.index(name) for name in self.store.damaged])
+
+    def _whole(self, picks: NDArray[np.int64]) -> NDArray[np.int64]:
+        if not self.store.damaged:
+            return picks
+        left, picks = self._all[~self._damaged(self._all)], picks.copy()
+        for place in np.flatnonzero(self._damaged(picks)):
+            later = (left[:, 0] > picks[place, 0]).argmax()  # the first of all where none is later
+            picks[place] = left[(later + picks[place, 1]) % len(left)]  # not the same one for all its slices
+        return picks
+
+    def _refuse_many_damaged(self, error: CodeBrainError) -> None:
+        """Go on without a damaged subject, unless there are too many of them or the trouble is another."""
+        lost = self.left_out
+        if error.code != "DATA_CORRUPT" or not lost:
+            raise error
+        if len(lost) > MOST_DAMAGED * self.slices:
+            more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
+            raise refusal(
+                "DATA_CORRUPT", f"{error.message}; too many training slices cannot be used any more: "
+                f"{', '.join(lost[:_SHOWN])}{more}", file=error.file, found=f"{len(lost)} of {self.slices}",
+                expected=f"at most {MOST_DAMAGED:.0%}", hint=f"{error.hint} Then go on with train --resume.",
+            ) from error  # fmt: skip
+        name = error.file.name if error.file is not None else ""
+        _log.warning("%s: %s; its subject is left out, now %d of %d training slices",
+                     name, error.message, len(lost), self.slices)  # fmt: skip
 
     def _even(self, step: int) -> NDArray[np.int64]:
         numbers, _ = chance(self.config.seed, self.number, step, 2**31)

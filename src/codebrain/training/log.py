@@ -37,6 +37,10 @@ class RunLog:
         self._begun = time.monotonic()
         self._purge: int | None = None
 
+    def start(self) -> None:
+        """The seconds of this session count from here."""
+        self._begun = time.monotonic()
+
     def write(self, record: Mapping[str, Any], *, total: int) -> None:
         """Append one record; ``total`` is the step over all stages."""
         line = json.dumps({**record, "seconds": round(time.monotonic() - self._begun, 3)})

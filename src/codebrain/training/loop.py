@@ -12,7 +12,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from codebrain.training.batches import TrainingBatches, chance, leave_one_out, s
 from codebrain.training.checkpoint import Checkpoint, Checkpoints
 from codebrain.training.config import OptimiserConfig, StageConfig, TrainConfig
 from codebrain.training.log import RunLog
+from codebrain.training.mishaps import naming_the_batch, verify_store
 from codebrain.training.optimisers import make_optimiser, prepare_step
 from codebrain.training.process import Stop, own_folder, start_fabric
 from codebrain.training.resume import refuse_changes, refuse_other_weights, restore_optimiser
@@ -56,6 +57,7 @@ class Position:
         scores: best validation PSNR of finished stages.
         total: steps done in all stages and one for every finished stage, the checkpoint's name.
         judged: step of the last validation; a signal may come in the middle of one, which is then repeated.
+        left_out: training subjects whose files were found damaged on the way, so that later steps were without them.
     """
 
     stage: int = 0
@@ -65,6 +67,7 @@ class Position:
     best_step: int = 0
     scores: dict[str, float] = field(default_factory=dict)
     total: int = 0
+    left_out: list[str] = field(default_factory=list)
 
 
 def train(
@@ -75,6 +78,7 @@ def train(
     device: str = "auto",
     resume: bool = False,
     accept_changes: bool = False,
+    verify: bool = True,
     progress: Advance | None = None,
 ) -> Path:
     """Train every stage of a model and write its folder.
@@ -86,6 +90,7 @@ def train(
         device: ``auto``, ``cpu`` or ``cuda[:N]``.
         resume: go on from the newest checkpoint of ``run``.
         accept_changes: resume although configuration or data changed.
+        verify: read the whole store first and compare its hashes.
         progress: told (steps done, steps in all, a note).
 
     Returns:
@@ -94,13 +99,17 @@ def train(
     Raises:
         TrainingDiverged: a loss or gradient was not finite; nothing was updated with it.
         ModelRefused: ``CKPT_NONE`` nothing to resume, ``CKPT_MISMATCH`` other configuration or data.
-        EnvironmentRefused: ``OUT_EXISTS``, ``OUT_SPACE``, ``LOCKED``, ``ENV_EXTRA``, ``ENV_GPU``.
+        InputRefused: ``DATA_CORRUPT`` when the store is not what was written, or too much of it is not any more.
+        EnvironmentRefused: ``OUT_EXISTS``, ``OUT_SPACE``, ``LOCKED``, ``ENV_EXTRA``, ``ENV_GPU``; ``ENV_MEMORY``
+            naming the batch.
     """
     fabric = start_fabric(config, device)
     with own_folder(run, fabric, resume=resume):
         trainer = _Trainer(config, store, run, fabric, progress)
         try:
             trainer.restore(resume=resume, accept_changes=accept_changes)
+            if verify and not trainer.finished:
+                verify_store(store)
             with Stop() as stop:
                 trainer.run_stages(stop)
             return trainer.export()
@@ -134,11 +143,18 @@ class _Trainer:
 
     # --- stages ---
 
+    @property
+    def finished(self) -> bool:
+        """Whether every stage is done."""
+        return self.position.stage == len(self.model.stages)
+
     def run_stages(self, stop: Stop) -> None:
         """Every stage that is not done yet."""
-        if self.position.stage == len(self.model.stages):
+        if self.finished:
             _log.info("this run is finished")
-        while self.position.stage < len(self.model.stages):
+        if self.log is not None:
+            self.log.start()
+        while not self.finished:
             stage = self.model.stages[self.position.stage]
             fault("stage.start")
             if self.model.players(stage):
@@ -155,7 +171,9 @@ class _Trainer:
         while self.position.step < steps or self._unjudged(settings, steps):
             if not self._unjudged(settings, steps):
                 step = self.position.step
-                record = self._step(stage, settings, players, optimisers, batches.batch(step), steps)
+                with naming_the_batch(stage, step, batches.ids):
+                    record = self._step(stage, settings, players, optimisers, batches.batch(step), steps)
+                record |= self._leave_out(batches)
                 fault("step.before_counter")
                 self.position.step, self.position.total = step + 1, self.position.total + 1
                 self._write_log({"stage": stage, "step": step + 1, **record})
@@ -168,6 +186,13 @@ class _Trainer:
             if stopping or self._due(self.position.step == steps):
                 self._save(optimisers)
                 stop.obey(stopping)
+
+    def _leave_out(self, batches: TrainingBatches) -> dict[str, float]:
+        """What the log says about slices that are left out; nothing while all are well."""
+        if not self.store.damaged:
+            return {}
+        self.position.left_out = sorted({*self.position.left_out, *self.store.damaged})
+        return {"slices_left_out": float(len(batches.left_out))}
 
     def _unjudged(self, settings: StageConfig, steps: int) -> bool:
         """Whether a validation is due after the steps done so far."""
@@ -279,7 +304,10 @@ class _Trainer:
             self._take_best(stage, self.position.best)
         elif self.model.players(stage):
             _log.info("%s: nothing to validate with, so the last step is the result", stage)
-        self.position = Position(self.position.stage + 1, scores=self.position.scores, total=self.position.total + 1)
+        before = self.position
+        self.position = Position(
+            before.stage + 1, scores=before.scores, total=before.total + 1, left_out=before.left_out
+        )
         self._save({})
         self.fabric.barrier()
 
@@ -412,8 +440,10 @@ class _Trainer:
                 from dataclasses import replace
 
                 preparation = replace(preparation, modalities=self.modalities)
-            scores = {"validation_psnr_db": self.position.scores, "data_fingerprint": self.store.fingerprint}
-            save_model(self.model.eval(), folder, preparation=preparation, metrics=scores, card=self._card())
+            facts = {"validation_psnr_db": self.position.scores, "data_fingerprint": self.store.fingerprint}
+            if self.position.left_out:
+                facts["subjects_left_out"] = self.position.left_out
+            save_model(self.model.eval(), folder, preparation=preparation, metrics=facts, card=self._card())
         return folder
 
     def _card(self) -> str:
@@ -422,6 +452,7 @@ class _Trainer:
         return (
             f"# {self.model.label or self.config.model}\n\nContrasts, in channel order: {self.modalities}.\n\n"
             f"Trained on {len(patients)} patients: {', '.join(patients[:20])}{' ...' if len(patients) > 20 else ''}.\n"
+            f"{_without(self.position.left_out)}"
             f"Validation PSNR (leave-one-out patterns): {scores or 'no validation patients'}.\n\n"
             "Research use only; not a medical device. Output images are SYNTHETIC.\n\n"
             f"Settings:\n\n```yaml\n{self.config.to_yaml()}```\n"
@@ -495,6 +526,11 @@ def validation_psnr(
             scores.append(metrics.psnr(completed, batch.images)[batch.absent].cpu())
             fault("val.mid")
     return float(torch.cat(scores).mean()) if scores else math.nan
+
+
+def _without(subjects: Sequence[str]) -> str:
+    names = ", ".join(subjects)
+    return f"Left out from some step on, because their files were damaged meanwhile: {names}.\n" if subjects else ""
 
 
 def _best_name(stage: str, step: int) -> str:

@@ -11,14 +11,10 @@ _LETTERS = {"A": 21, "B": 15, "C": 16, "D": 10, "E": 10, "F": 14, "G": 14, "H": 
 ROWS = tuple(f"{letter}{number}" for letter, count in _LETTERS.items() for number in range(1, count + 1))
 
 ELSEWHERE = {
-    **{row: "BIDS: in the tests of the BIDS reader and app" for row in ROWS if row[0] == "H"},
-    **{row: "server and viewer: in their own tests" for row in ROWS if row[0] == "I"},
+    **{row: "server and viewer: they do not exist yet" for row in ROWS if row[0] == "I"},
     "B14": "later: needs a detector of images that are no brain MRI",
-    "B15": "the domain of a model: in the tests of its card and of the domain rule",
-    "C13": "the domain of a model: in the tests of its card and of the domain rule",
     "C16": "later; doctor already measures it (GEO_NOT_ALIGNED in its tests)",
     "D3": "later; doctor already says so (MOD_NAME in its tests)",
-    "J2": "BIDS: in the tests of the BIDS app",
     "J7": "later: needs lesion experiments",
     "J9": "later: needs machine-readable fields in model cards",
 }

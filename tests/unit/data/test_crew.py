@@ -28,8 +28,9 @@ def work(kept: dict[str, int], task: int, tell: Tell) -> tuple[int, int, int]:
     return task, kept["pid"], kept["tasks"]
 
 
-def died(task: int, status: int | None) -> tuple[int, int, int]:
-    return task, 0, status or 0
+def died(task: int, error: CodeBrainError) -> tuple[int, int, int]:
+    assert error.code == "ENV_WORKER" and "status -9 (killed: not enough memory?)" in str(error)
+    return task, 0, -signal.SIGKILL
 
 
 JOB = Job(begin, work, died)
@@ -66,6 +67,41 @@ def test_a_worker_that_cannot_begin_stops_the_work(start, code) -> None:
     with pytest.raises(CodeBrainError) as caught:
         list(crew(Job(start, work, died), [1, 2], jobs=1))
     assert caught.value.code == code
+
+
+def hang_now_and_then(kept: dict[str, int], task: float, tell: Tell) -> str:
+    if task == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(600)
+    for _ in range(12):
+        time.sleep(task)
+        tell("still at work")
+    return f"{task} by {kept['pid']}"
+
+
+def hung(task: float, error: CodeBrainError) -> str:
+    return f"{task}: {error}"
+
+
+@pytest.mark.row("F10")
+def test_a_worker_that_shows_no_progress_is_replaced() -> None:
+    """The slow task takes longer than the limit, but says how far it is; the one that hangs is not begun again."""
+    begun = time.monotonic()
+    first, second, third = crew(Job(begin, hang_now_and_then, hung), [0.5, 0, 0.01], jobs=1, patience_s=5.0)
+    assert time.monotonic() - begun < 30
+    assert second == "0: the worker process showed no progress for 5 s and was ended."
+    assert first.partition(" by ")[2] != third.partition(" by ")[2]
+
+
+def never_begin(slot: int) -> None:
+    time.sleep(600)
+
+
+@pytest.mark.row("F10")
+def test_a_worker_that_hangs_while_it_begins_stops_the_work() -> None:
+    with pytest.raises(CodeBrainError) as caught:
+        list(crew(Job(never_begin, work, died), [1, 2], jobs=1, patience_s=1.0))
+    assert (caught.value.code, caught.value.exit_code) == ("ENV_TIMEOUT", 4)
 
 
 def linger(kept: dict[str, int], path: str, tell: Tell) -> None:

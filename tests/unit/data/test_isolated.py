@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from codebrain.data.isolated import Tell, isolated
+from codebrain.errors import CodeBrainError
 
 
 def _square(number: int, tell: Tell) -> int:
@@ -23,12 +25,50 @@ def _linger(path: Path) -> None:
     time.sleep(60)
 
 
-def _died(number: int, status: int | None) -> int:
-    return status or 0
+def _died(number: int, error: CodeBrainError) -> int:
+    assert error.code == "ENV_WORKER" and "status -9 (killed: not enough memory?)" in str(error)
+    return -9
 
 
 def test_a_killed_process_takes_no_other_task_with_it() -> None:
     assert sorted(isolated(_square, [1, 2, 3, 4], jobs=2, died=_died)) == [-9, 1, 4, 16]
+
+
+def _hang_now_and_then(task: tuple[Path, float], tell: Tell) -> str:
+    path, rest = task
+    with (path.parent / "begun").open("a") as begun:
+        begun.write(f"{path.name} ")
+    if path.name == "hangs":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(600)
+    for _ in range(12):
+        time.sleep(rest)
+        tell("still at work")
+    return path.name
+
+
+@pytest.mark.row("F10")
+def test_a_process_that_shows_no_progress_is_ended_and_no_other(tmp_path: Path) -> None:
+    """The slow one takes longer than the limit, but says how far it is; the one that hangs is not begun again."""
+    tasks = [(tmp_path / "hangs", 0.0), (tmp_path / "slow", 0.5), (tmp_path / "last", 0.0)]
+    begun = time.monotonic()
+    results = list(isolated(_hang_now_and_then, tasks, jobs=2, patience_s=5.0, died=lambda task, error: str(error)))
+    assert time.monotonic() - begun < 30
+    assert sorted(results)[:2] == ["last", "slow"]
+    assert "no progress for 5 s" in sorted(results)[2]
+    assert sorted((tmp_path / "begun").read_text().split()) == ["hangs", "last", "slow"]
+
+
+def _answers_and_stays(number: int, tell: Tell) -> int:
+    threading.Thread(target=time.sleep, args=(600,)).start()  # the interpreter waits for it at its end
+    return number
+
+
+@pytest.mark.row("F10")
+def test_a_process_that_has_answered_and_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("codebrain.data.isolated._ENDING_S", 0.2)
+    monkeypatch.setattr("codebrain.data.isolated.see_off.__defaults__", (0.2,))
+    assert sorted(isolated(_answers_and_stays, [1, 2], jobs=1, died=_died)) == [1, 2]
 
 
 def test_zero_jobs_work_here() -> None:

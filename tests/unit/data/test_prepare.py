@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from codebrain.data import prepare as module
+from codebrain.data.isolated import death, hang
 from codebrain.data.manifest import SubjectRecord, domain_of
 from codebrain.data.prepare import prepare_folder
 from codebrain.data.slices import SliceStore
-from codebrain.errors import EnvironmentRefused, InputRefused, refusal
+from codebrain.errors import CodeBrainError, EnvironmentRefused, InputRefused, refusal
 from codebrain.vocabulary import ModalitySet, Preparation, TrainingDomain
 from fabricated import fabricate_study
 
@@ -139,19 +140,24 @@ def test_workers_give_the_same_store(tmp_path: Path) -> None:
 
 
 @pytest.mark.row("F10")
-def test_a_worker_that_is_killed_is_a_refused_study(
-    studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [(death(-9), "status -9 (killed: not enough memory?)"), (hang(7200), "no progress for 7200 s and was ended")],
+)
+def test_a_worker_that_is_killed_or_hangs_is_a_refused_study(
+    error: CodeBrainError, sentence: str, studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def out_of_memory(function, tasks, *, jobs, died, threads):  # type: ignore[no-untyped-def]
+    def lose_one(function, tasks, *, jobs, died, patience_s, threads):  # type: ignore[no-untyped-def]
+        assert patience_s == 7200
         for task in tasks:
-            yield died(task, -9) if task.subject.subject == "p-3" else function(task, print)
+            yield died(task, error) if task.subject.subject == "p-3" else function(task, print)
 
-    monkeypatch.setattr(module, "isolated", out_of_memory)
+    monkeypatch.setattr(module, "isolated", lose_one)
     manifest = _prepare(studies, tmp_path / "store")
     assert manifest.count("prepared") == 4
     (row,) = [row for row in manifest.rows if row.status == "refused"]
-    assert (row.subject, row.code) == ("p-3", "ENV_WORKER")
-    assert "status -9 (killed: not enough memory?)" in row.message
+    assert (row.subject, row.code) == ("p-3", error.code)
+    assert sentence in row.message
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
 import time
 from dataclasses import replace
@@ -11,6 +13,7 @@ import pytest
 
 from codebrain.data.slices import SliceStore, SubjectRecord
 from codebrain.errors import InputRefused, UsageError
+from codebrain.imaging.safe_files import sha256_bytes
 from fabricated import fabricate_store
 
 
@@ -29,7 +32,6 @@ def test_stack_is_what_was_stored(store: SliceStore) -> None:
     assert stack.dtype == np.float32
     np.testing.assert_array_equal(np.rint(stack * 65535).astype(np.uint16), store.slices("s02"))
     assert 0 <= stack.min() < stack.max() <= 1
-    assert isinstance(store.slices("s02"), np.memmap)
 
 
 def test_mask_is_the_foreground(store: SliceStore) -> None:
@@ -140,12 +142,12 @@ def test_opening_does_not_depend_on_the_number_of_slices(tmp_path: Path) -> None
     assert opened.fingerprint == store.fingerprint
 
 
-def test_mappings_are_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_files_stay_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("codebrain.data.slices._OPEN_FILES", 2)
     store = fabricate_store(tmp_path, 10)
     for name in store.names:
         store.stack(name)
-    assert len(store._mapped) == 4
+    assert len(store._opened) == 4
 
 
 def test_a_store_can_be_sent_to_a_worker(store: SliceStore) -> None:
@@ -194,6 +196,88 @@ def test_a_file_that_vanishes_later_is_named(store: SliceStore) -> None:
     (store.root / "slices" / "s02.npy").unlink()
     with pytest.raises(InputRefused, match=r"s02\.npy"):
         store.batch(_first(store), crop=8, generator=np.random.default_rng(0))
+
+
+def _cut_in_place(path: Path) -> None:
+    os.truncate(path, 200)
+
+
+def _edit_in_place(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+
+
+def _put_another_in_its_place(path: Path) -> None:
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def _read_all(store: SliceStore) -> np.ndarray:
+    return store.batch(store.index("train"), crop=16, generator=np.random.default_rng(0))[0]
+
+
+@pytest.mark.row("F11")
+@pytest.mark.parametrize("name", ["s02.npy", "s02-brain.npy"])
+@pytest.mark.parametrize("damage", [_cut_in_place, _edit_in_place])
+def test_a_file_that_is_damaged_while_it_is_open(store: SliceStore, damage, name: str) -> None:
+    """A memory map would end the process with SIGBUS, or give what was edited without a word."""
+    before = _read_all(store)
+    damage(store.root / "slices" / name)
+    with pytest.raises(InputRefused, match=name) as caught:
+        _read_all(store)
+    assert caught.value.code == "DATA_CORRUPT" and list(store.damaged) == ["s02"]
+    with pytest.raises(InputRefused, match=name):
+        store.stack("s02") if name == "s02.npy" else store.brain("s02")
+    np.testing.assert_array_equal(_read_all(fabricate_store(store.root, test=["s00"], val=["s01"])), before)
+
+
+@pytest.mark.row("F11")
+def test_an_open_file_may_lose_its_name_or_be_touched(store: SliceStore) -> None:
+    before = _read_all(store)
+    path = store.root / "slices" / "s02.npy"
+    os.utime(path, (0, 0))
+    np.testing.assert_array_equal(_read_all(store), before)
+    path.unlink()
+    np.testing.assert_array_equal(_read_all(store), before)
+    assert not store.damaged
+    with pytest.raises(InputRefused, match=r"s02\.npy"):
+        pickle.loads(pickle.dumps(store)).stack("s02")  # opened anew
+
+
+@pytest.mark.row("F11")
+@pytest.mark.parametrize("damage", [_edit_in_place, _put_another_in_its_place])
+def test_a_file_that_was_edited_before_it_is_opened(store: SliceStore, damage) -> None:
+    damage(store.root / "slices" / "s02.npy")
+    with pytest.raises(InputRefused, match="not the one that was written"):
+        _read_all(store)
+
+
+@pytest.mark.row("F11")
+def test_numbers_that_are_not_finite_have_no_place_in_a_store(store: SliceStore) -> None:
+    path = store.root / "slices" / "s02.npy"
+    content, nan = path.read_bytes(), np.full(store.record("s02").shape, np.nan, np.float16)
+    start = len(content) - nan.nbytes
+    path.write_bytes(content[:start].replace(b"<u2", b"<f2") + nan.tobytes())
+    assert np.isnan(np.load(path)).all()
+    trusted = replace(store.record("s02"), slices_sha256=sha256_bytes(path.read_bytes()))
+    records = [trusted if record.subject == "s02" else record for record in store.manifest.records]
+    with pytest.raises(InputRefused, match="float16"):
+        _read_all(SliceStore(store.root, replace(store.manifest, records=tuple(records))))
+
+
+@pytest.mark.row("F11")
+def test_a_disk_that_fails_is_no_crash(store: SliceStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    _read_all(store)
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(InputRefused, match="Input/output error"):
+        _read_all(store)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from codebrain.imaging.bids import contrast_of, looks_enhanced, parse_name
 from codebrain.imaging.study import modality_of
 
 
+@pytest.mark.row("H5")
 @pytest.mark.parametrize(
     ("middle", "contrast"),
     [
@@ -37,6 +38,7 @@ def test_the_table_of_contrasts(middle, contrast):
         assert modality_of(f"sub-01_{middle}.nii.gz") == contrast
 
 
+@pytest.mark.row("H5")
 @pytest.mark.parametrize(
     "name",
     ["T1w.nii.gz", "01_T1w.nii.gz", "sub-_T1w.nii.gz", "sub-0 1_T1w.nii.gz", "sub-01_sub-02_T1w.nii.gz",
@@ -54,6 +56,7 @@ def test_the_parts_of_a_name():
     assert not parse_name("sub-01_T1w.json").is_scan
 
 
+@pytest.mark.row("H5")
 @pytest.mark.parametrize(
     ("name", "said"),
     [("acq-postGd_T1w", "acq-postGd"), ("rec-contrast_T1w", "rec-contrast"), ("acq-mprage_T1w", ""),
@@ -63,6 +66,7 @@ def test_labels_that_sound_like_an_agent(name, said):
     assert looks_enhanced(parse_name(f"sub-01_{name}.nii.gz")) == said
 
 
+@pytest.mark.row("H5")
 @pytest.mark.parametrize(
     ("name", "contrast"),
     [("mine_ce-gd_T1w.nii.gz", "T1Gd"), ("mine_ce-iron_t1.nii.gz", None), ("mine_part-phase_T2.nii.gz", None),

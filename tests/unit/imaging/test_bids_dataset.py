@@ -35,6 +35,7 @@ def names(study):
     return {str(m): path.name for m, path in study.files.items()}
 
 
+@pytest.mark.row("H1")
 def test_sessions_are_studies_of_their_own(root):
     datasets.add(root, "sub-02_ses-a_T1w.nii.gz", "sub-01_ses-1_FLAIR.nii.gz", "sub-01_ses-1_T1w.nii.gz",
                  "sub-01_ses-2_T1w.nii.gz", "sub-01_ses-2_ce-gadolinium_T1w.nii.gz")  # fmt: skip
@@ -46,6 +47,7 @@ def test_sessions_are_studies_of_their_own(root):
     assert all(study.refused is None for study in studies)
 
 
+@pytest.mark.row("H1")
 @pytest.mark.parametrize(
     ("files", "studies"),
     [
@@ -78,6 +80,7 @@ def test_several_files_of_one_contrast(root, files, studies):
     assert "--filter" in str(study.refused)
 
 
+@pytest.mark.row("H1")
 @pytest.mark.parametrize(
     ("filters", "t1", "flair"),
     [(["run=2"], "run-02", None), (["T1:run=2"], "run-02", None), (["t1w:run=run-1"], "run-1", None),
@@ -92,6 +95,7 @@ def test_filters_decide_between_several_files_only(root, filters, t1, flair):
         assert names(study) == {"T1": f"sub-01_{t1}_T1w.nii.gz", "FLAIR": "sub-01_FLAIR.nii.gz"}
 
 
+@pytest.mark.row("H1")
 def test_a_filter_for_files_without_a_label_and_one_that_leaves_nothing(root):
     datasets.add(root, "sub-01_T1w.nii.gz", "sub-01_rec-norm_T1w.nii.gz", "sub-01_FLAIR.nii.gz")
     (study,) = read_dataset(root, filters=[Filter.parse("rec=none")]).studies
@@ -112,6 +116,7 @@ def test_contrasts_that_nobody_wants_are_never_ambiguous(root):
     assert list(study.files) == [Modality.T1]
 
 
+@pytest.mark.row("H2")
 def test_the_tables_of_a_data_set(root):
     datasets.add(root, "sub-01_T1w.nii.gz", "sub-02_T1w.nii.gz")
     assert [n.code for n in read_dataset(root).notices] == ["BIDS_PARTICIPANTS"]
@@ -125,6 +130,7 @@ def test_the_tables_of_a_data_set(root):
     assert "cannot be read" in read_dataset(root).notices[0].message
 
 
+@pytest.mark.row("H2")
 @pytest.mark.parametrize("content", [None, "", "not JSON", "[]"])
 def test_a_data_set_without_a_description(tmp_path, content):
     root = datasets.begin(tmp_path / "raw", description=None)
@@ -158,6 +164,7 @@ def test_participants_and_sessions_by_label(root):
     assert "1, 2" in str(refused(read_dataset, root, sessions=["3"]))
 
 
+@pytest.mark.row("H3")
 def test_the_same_stem_twice(root):
     datasets.add(root, "sub-01_T1w.nii.gz", "sub-01_T1w.nii", "sub-02_T1w.nii")
     first, second = read_dataset(root).studies
@@ -171,6 +178,7 @@ def test_a_scan_in_the_folder_of_another(root):
     assert read_dataset(root).studies[0].refused.code == "BIDS_NAME"
 
 
+@pytest.mark.row("H6")
 def test_odd_labels_and_empty_folders(root):
     datasets.add(root, "sub-A1b+2_T1w.nii.gz", "sub-0001_ses-20260101T10_T1w.nii.gz")
     for folder in ("sub-01-old", "sub-é", "sub-03_ses-1", "sub-9/ses-a b", "sub-7/func"):
@@ -182,6 +190,7 @@ def test_odd_labels_and_empty_folders(root):
                      "sub-03_ses-1": "BIDS_NAME", "sub-9_ses-a b": "BIDS_NAME", "sub-7": 0}  # fmt: skip
 
 
+@pytest.mark.row("H5")
 def test_what_is_passed_over_is_said(root):
     datasets.add(root, "sub-01_T1w.nii.gz", "sub-01_UNIT1.nii.gz", "sub-01_part-phase_T2w.nii.gz",
                  "sub-01_acq-postcontrast_FLAIR.nii.gz", "sub-02_acq-postcontrast_T1w.nii.gz")  # fmt: skip
@@ -199,6 +208,7 @@ BAD_SIDECARS = {
 }  # fmt: skip
 
 
+@pytest.mark.row("H4")
 @pytest.mark.parametrize("content", BAD_SIDECARS.values(), ids=BAD_SIDECARS.keys())
 def test_sidecars_that_cannot_be_trusted(root, content):
     (scan,) = datasets.add(root, "sub-01_T1w.nii.gz", sidecar={"EchoTime": 0.003})
@@ -228,6 +238,7 @@ def test_a_synthetic_scan_is_no_source(root):
     assert refused(check_sidecars, read_dataset(root).studies[0]).code == "IN_SYNTHETIC"
 
 
+@pytest.mark.row("H6")
 def test_links_of_git_annex(root, tmp_path):
     """Links to fetched content are scans; links to nothing are found, and refused when they are read."""
     (path,) = datasets.add(root, "sub-01_T1w.nii.gz", whole=True)
@@ -246,6 +257,7 @@ def test_links_of_git_annex(root, tmp_path):
     assert "not fetched" in str(refused(read_volume, study.files[Modality.FLAIR]))
 
 
+@pytest.mark.row("H6")
 def test_a_read_only_data_set_is_read_without_writes(root):
     datasets.add(root, "sub-01_T1w.nii.gz", sidecar={"EchoTime": 0.003})
     before = sorted((path, path.stat().st_mtime_ns) for path in root.rglob("*"))
@@ -269,6 +281,7 @@ def test_a_subject_that_may_not_be_listed_stops_no_other(root):
         (root / "sub-01").chmod(0o755)
 
 
+@pytest.mark.row("H6")
 def test_five_hundred_subjects_in_a_moment(root):
     import time
 

@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from codebrain.app import _batch
-from codebrain.app._common import DebugOption, DeviceOption, JsonOption, QuietOption, ThreadsOption, VerboseOption, run
+from codebrain.app._common import (
+    DebugOption,
+    DeviceOption,
+    JsonOption,
+    QuietOption,
+    ThreadsOption,
+    TimeoutOption,
+    VerboseOption,
+    run,
+)
+from codebrain.machine import STUDY_TIMEOUT_S
 
 
 def register(app: typer.Typer) -> None:
@@ -23,6 +33,7 @@ def register(app: typer.Typer) -> None:
         intensity: _batch.IntensityOption = "scanner",
         precision: _batch.PrecisionOption = "auto",
         jobs: _batch.JobsOption = None,
+        study_timeout: TimeoutOption = STUDY_TIMEOUT_S,
         overwrite: _batch.OverwriteOption = False,
         keep_records: Annotated[
             bool, typer.Option("--keep-records", help="Leave the records in the hidden folder OUTPUT/.codebrain.")
@@ -49,7 +60,8 @@ def register(app: typer.Typer) -> None:
                 device=device, threads=threads,
             )  # fmt: skip
             _batch.work(
-                cases, out, BrasynLayout(), settings=how, jobs=jobs, overwrite=overwrite, sources=[source],
+                cases, out, BrasynLayout(), settings=how, jobs=jobs, study_timeout=study_timeout,
+                overwrite=overwrite, sources=[source],
                 prepare=lambda folder: None if overwrite else refuse_existing(folder, cases),
                 as_json=as_json, quiet=quiet,
             )  # fmt: skip

@@ -14,6 +14,7 @@ from codebrain.app._common import (
     JsonOption,
     OutOption,
     QuietOption,
+    TimeoutOption,
     VerboseOption,
     emit,
     emit_json,
@@ -23,6 +24,7 @@ from codebrain.app._common import (
     teller,
 )
 from codebrain.errors import refusal
+from codebrain.machine import STUDY_TIMEOUT_S
 
 if TYPE_CHECKING:
     from codebrain.data.datasets import DataSet
@@ -107,6 +109,7 @@ def register(app: typer.Typer) -> None:
         jobs: Annotated[
             int | None, typer.Option(min=1, help="Studies at a time; by default up to 4, fewer if memory is short.")
         ] = None,
+        study_timeout: TimeoutOption = STUDY_TIMEOUT_S,
         resume: Annotated[bool, typer.Option("--resume", help="Keep what is finished and unchanged.")] = False,
         overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier store.")] = False,
         as_json: JsonOption = False,
@@ -125,7 +128,8 @@ def register(app: typer.Typer) -> None:
         run(
             lambda: _prepare(
                 kind, source, out, choices, exclude=_ids(exclude) or [], seed=seed, val=_ids(val), test=_ids(test),
-                jobs=jobs, resume=resume, overwrite=overwrite, as_json=as_json, quiet=quiet,
+                jobs=jobs, study_timeout_s=study_timeout, resume=resume, overwrite=overwrite, as_json=as_json,
+                quiet=quiet,
             ),
             as_json=as_json, debug=debug, verbose=verbose, quiet=quiet,
         )  # fmt: skip
