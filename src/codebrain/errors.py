@@ -134,9 +134,6 @@ class TrainingDiverged(CodeBrainError):
 _GPU = "CUDA error"
 """How torch begins the message of an error of the driver: a failed assertion on the device, a GPU off the bus."""
 
-_ALLOCATOR = "DefaultCPUAllocator: "
-"""In the message of torch's plain RuntimeError when memory on the CPU runs out."""
-
 _PEER = ("closed by peer", "reset by peer", "NCCL error", "Timed out waiting")
 """How gloo and NCCL speak of a process that was killed or hangs."""
 
@@ -214,12 +211,6 @@ def _of_torch(error: RuntimeError) -> CodeBrainError | None:
         hint = "Look at what the other processes said, then start all of them again with --resume."
         return refusal("ENV_PEER", "another process of this training has ended or no longer answers", hint=hint)
     return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, CUDA or torch's allocator on the CPU, which has no error of its own, ran out of memory."""
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or (isinstance(error, RuntimeError) and _ALLOCATOR in str(error))
 
 
 def as_refusal(error: Exception) -> CodeBrainError | None:
