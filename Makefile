@@ -12,7 +12,7 @@ demo: $(VENV)/.demo
 	$(BIN)/codebrain demo -o demo --overwrite
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
