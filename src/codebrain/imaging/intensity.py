@@ -243,9 +243,16 @@ def _extent(occupied: Mask) -> slice:
 
 
 def _filled_slices(mask: Mask) -> Mask:
-    """Holes filled in every slice along each axis: sinuses and ears reach the air somewhere."""
-    for axes in ((1, 2), (0, 2), (0, 1)):
-        mask = _filled(mask, axes=axes)
+    """Holes filled in every slice along each axis: sinuses and ears reach the air somewhere.
+
+    Until nothing is left to fill: one round would give another mask for another order of the axes, because what was
+    filled along one axis can close a hole along another.
+    """
+    before, count = -1, int(mask.sum())
+    while count > before:
+        for axes in ((1, 2), (0, 2), (0, 1)):
+            mask = _filled(mask, axes=axes)
+        before, count = count, int(mask.sum())
     return mask
 
 
