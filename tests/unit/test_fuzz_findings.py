@@ -158,6 +158,7 @@ def store(tmp_path) -> Path:
     [
         lambda raw: raw.update(splits=[1, 2]),
         lambda raw: raw.update(splits=7),
+        lambda raw: raw.update(protocol="synra"),
         lambda raw: raw.update(subjects=[]),
         lambda raw: raw["records"].append(raw["records"][0]),
         lambda raw: raw["records"][0].update(subject="../../outside"),

@@ -195,7 +195,7 @@ class Manifest:
                 records=tuple(SubjectRecord.from_dict(record) for record in raw["records"]),
                 created_by=raw["created_by"],
                 align=raw["align"],
-                protocol=raw.get("protocol", {}),  # younger than the first stores
+                protocol=dict(raw.get("protocol", {})),  # younger than the first stores
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise corrupt(f"the manifest is damaged: {error}") from error
