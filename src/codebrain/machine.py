@@ -144,6 +144,28 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+def short_floats() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware, and torch knows how."""
+    import torch
+
+    found = any(_has(name) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return found and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def integer_products() -> bool:
+    """Whether this processor multiplies 8-bit integers in hardware, and torch knows how."""
+    import torch
+
+    return _has("_is_vnni_supported") and hasattr(torch.ops.onednn, "qlinear_pointwise")
+
+
+def _has(name: str) -> bool:
+    """A question to torch about the processor, no where this torch does not know the question."""
+    import torch
+
+    return bool(getattr(torch.cpu, name, bool)())
+
+
 def set_threads(threads: int | None = None) -> int:
     """Let torch compute with ``threads`` threads; by default with the cores we were allotted.
 

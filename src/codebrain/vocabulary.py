@@ -14,6 +14,9 @@ from typing import Any, Literal, get_args
 from codebrain.errors import refusal
 from codebrain.parsing import parse_json_object
 
+Precision = Literal["auto", "fp32", "bf16", "int8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
 Pattern = tuple[bool, ...]
 """Which contrasts of a :class:`ModalitySet` are present, in its order."""
 

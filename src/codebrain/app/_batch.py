@@ -11,6 +11,7 @@ import typer
 from codebrain.app._common import emit, emit_json, one_line, progress, say, teller
 from codebrain.errors import refusal
 from codebrain.marks import ENHANCEMENT_UNKNOWN, LOW_CONFIDENCE, RESEARCH_USE_ONLY
+from codebrain.vocabulary import PRECISIONS
 
 if TYPE_CHECKING:
     from codebrain.batch.engine import BatchResult, BatchSettings
@@ -23,7 +24,7 @@ WantOption = Annotated[
 ]
 AlignOption = Annotated[str, typer.Option("--align", metavar="auto|none", help="Register different grids.")]
 IntensityOption = Annotated[str, typer.Option("--intensity", metavar="scanner|unit", help="Scanner units, or [0, 1].")]
-PrecisionOption = Annotated[str, typer.Option("--precision", metavar="auto|fp32|bf16")]
+PrecisionOption = Annotated[str, typer.Option("--precision", metavar="|".join(PRECISIONS))]
 JobsOption = Annotated[
     int | None,
     typer.Option("--jobs", "--n-cpus", "--n_cpus", min=0,
@@ -46,7 +47,7 @@ def settings(
     from codebrain.vocabulary import ModalitySet
 
     choices = {"align": (align, ("auto", "none")), "intensity": (intensity, ("scanner", "unit")),
-               "precision": (precision, ("auto", "fp32", "bf16"))}  # fmt: skip
+               "precision": (precision, PRECISIONS)}  # fmt: skip
     for field, (value, allowed) in choices.items():
         if value not in allowed:
             expected = " or ".join(allowed)

@@ -26,7 +26,7 @@ from codebrain.app._common import (
     say,
 )
 from codebrain.errors import one_line, refusal
-from codebrain.vocabulary import Modality
+from codebrain.vocabulary import PRECISIONS, Modality
 
 if TYPE_CHECKING:
     from codebrain.imaging.dicom.series import Series
@@ -99,7 +99,10 @@ def register(app: typer.Typer) -> None:
             ),
         ] = "reference",
         intensity: Annotated[str, typer.Option(metavar="scanner|unit", help="Scanner units, or [0, 1].")] = "scanner",
-        precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16")] = "auto",
+        precision: Annotated[
+            str,
+            typer.Option(metavar="|".join(PRECISIONS), help="auto: the fastest that a check finds close to fp32."),
+        ] = "auto",
         output_type: Annotated[
             str, typer.Option(metavar="nifti|nifti,dicom", help="Also a derived DICOM series, marked synthetic.")
         ] = "nifti",
@@ -145,7 +148,7 @@ def register(app: typer.Typer) -> None:
                 reference=ref,
                 space=space,
                 intensity=cast("Any", _choice("intensity", intensity, ("scanner", "unit"))),
-                precision=_choice("precision", precision, ("auto", "fp32", "bf16")),
+                precision=_choice("precision", precision, PRECISIONS),
                 device=device,
                 threads=threads,
                 overwrite=overwrite,
