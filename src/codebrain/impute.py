@@ -28,7 +28,7 @@ from codebrain.imaging.intensity import fit_normalisation, foreground_mask, to_u
 from codebrain.imaging.prepared import PreparedStudy, prepare_study
 from codebrain.imaging.space import REFERENCE, NativeSpace, native_contrasts
 from codebrain.imaging.study import Study
-from codebrain.machine import available_memory, choose_device, in_gib, set_threads
+from codebrain.machine import available_memory, choose_device, in_gib, in_threads, set_threads
 from codebrain.metrics import mae, psnr, ssim
 from codebrain.models import load_model
 from codebrain.models._contract import ImputationModel
@@ -159,8 +159,8 @@ class Imputer:
             stacks, doubt = self.complete(prepared, plan, advance)
             unsure = None if doubt is None else self.study_doubt(prepared, plan, doubt)
         with watch("restore"):
-            given = {m: restore(prepared, prepared.slices[:, self.modalities.index(m)]) for m in plan.given}
-            unit = {m: restore(prepared, stack) for m, stack in stacks.items()}
+            seen = {m: prepared.slices[:, self.modalities.index(m)] for m in plan.given}
+            given, unit = restore_all(prepared, seen), restore_all(prepared, stacks)
             doubt_image = None if doubt is None else restore(prepared, doubt)
         with watch("score"):
             truth = Truth.of(study, plan, prepared)
@@ -337,6 +337,11 @@ def restore(prepared: PreparedStudy, stack: Stack) -> Image:
     """A stack of slices on the reference grid ``(i, j, k)``, zero outside the head."""
     data = prepared.frame.undo(stack)
     return np.where(prepared.foreground, data, np.float32(0)).astype(np.float32, copy=False)
+
+
+def restore_all(prepared: PreparedStudy, stacks: Mapping[Modality, Stack]) -> dict[Modality, Image]:
+    """Every stack as :func:`restore` does it."""
+    return dict(zip(stacks, in_threads(lambda stack: restore(prepared, stack), stacks.values()), strict=True))
 
 
 def asked_spaces(space: str | Iterable[str], plan: Plan) -> tuple[Modality, ...]:
