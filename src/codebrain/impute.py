@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from codebrain.data.slices import LEAST_FOREGROUND
+from codebrain.engines import choose_engine, engine_name
 from codebrain.errors import Notice, is_out_of_memory, refusal
 from codebrain.imaging.align import AlignmentRecord, align_study
 from codebrain.imaging.frame import Frame
@@ -35,7 +36,7 @@ from codebrain.models._contract import ImputationModel
 from codebrain.plan import Plan, plan_study
 from codebrain.records import RunFacts
 from codebrain.results import Image, Imputation, ImputedContrast, IntensityScale
-from codebrain.uncertainty import Graded, StudyDoubt, code_doubt, slice_doubts
+from codebrain.uncertainty import StudyDoubt, code_doubt, slice_doubts
 from codebrain.vocabulary import Modality, ModalitySet
 
 SLICES_AT_ONCE = {"cpu": 1, "cuda": 16}
@@ -71,10 +72,12 @@ class Imputer:
         *,
         device: torch.device | None = None,
         precision: Literal["fp32", "bf16"] = "fp32",
+        engine: str = "auto",
     ) -> None:
         self.device = device or torch.device("cpu")
         self.model = model.to(self.device)
         self.precision = precision
+        self.engine = choose_engine(self.model, engine, device=self.device, precision=precision)
         self.at_once = SLICES_AT_ONCE.get(self.device.type, 1)
         self.notices: tuple[Notice, ...] = ()
 
@@ -86,6 +89,7 @@ class Imputer:
         device: str = "auto",
         threads: int | None = None,
         precision: str = "auto",
+        engine: str = "auto",
     ) -> Self:
         """Load a bundled model by name or a model folder.
 
@@ -94,18 +98,22 @@ class Imputer:
             device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
             threads: CPU threads; by default the cores allotted to this process.
             precision: ``auto`` (fp32), ``fp32`` or ``bf16``.
+            engine: ``auto`` (torch), ``torch``, ``openvino`` or ``onnx``; see :mod:`codebrain.engines`.
 
         Raises:
             ModelRefused: see :func:`codebrain.models.load_model`.
-            UsageError: ``CONFIG`` for a device, number of threads or precision that does not exist.
-            EnvironmentRefused: ``ENV_GPU`` for a GPU that is not there.
+            UsageError: ``CONFIG`` for a device, number of threads, precision or engine that does not exist, or that
+                do not go together.
+            EnvironmentRefused: ``ENV_GPU`` for a GPU that is not there, ``ENV_EXTRA`` for an engine that is not.
         """
         if precision not in ("auto", "fp32", "bf16"):
             expected = "auto, fp32 or bf16"
             raise refusal("CONFIG", "no such precision", field="precision", found=precision, expected=expected)
         place = choose_device(device)
         set_threads(threads)
-        return cls(load_model(source), device=place, precision="bf16" if precision == "bf16" else "fp32")
+        name = engine_name(engine)  # refused before the weights are read
+        exact: Literal["fp32", "bf16"] = "bf16" if precision == "bf16" else "fp32"
+        return cls(load_model(source), device=place, precision=exact, engine=name)
 
     @property
     def modalities(self) -> ModalitySet:
@@ -173,7 +181,7 @@ class Imputer:
             spaces = native_spaces(asked, study, prepared, truth.alignment)
         facts = RunFacts(
             study, plan, prepared, self.model, str(self.device), self.precision, truth.alignment, spaces, unsure,
-            self.notices,
+            self.notices, engine=self.engine.name,
         )  # fmt: skip
         scales = {m: intensity_scale(m, self.model.preparation.intensity_scale, intensity) for m in unit}
         contrasts = {
@@ -265,16 +273,11 @@ class Imputer:
         self, slices: Float[Tensor, "b m h w"], given: tuple[Modality, ...]
     ) -> tuple[Float[Tensor, "b m h w"], Float[Tensor, "b h w"] | None]:
         """Completed slices and doubt, on the CPU."""
-        images = slices.to(self.device)
-        present = torch.tensor(self.modalities.pattern(given), device=self.device).expand(len(images), -1)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            if isinstance(self.model, Graded):
-                completed, grades = self.model.complete(images, present)
-            else:
-                completed, grades = self.model(images, present), []
+        present = torch.tensor(self.modalities.pattern(given)).expand(len(slices), -1)
+        completed, grades = self.engine(slices, present)
         if not torch.isfinite(completed).all():
             raise refusal("CKPT_NONFINITE", "the model computed values that are not finite", file=self.model.name)
-        height, width = images.shape[-2:]
+        height, width = slices.shape[-2:]
         return completed.float().cpu(), code_doubt(grades, (height, width)).cpu() if grades else None
 
 

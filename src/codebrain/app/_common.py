@@ -4,7 +4,10 @@ A command is a file in ``codebrain/app/commands`` with ``register(app)``; it han
 
     def register(app: typer.Typer) -> None:
         @app.command()
-        def phantom(out: OutOption, as_json: JsonOption = False, debug: DebugOption = False) -> None:
+        def phantom(out: OutOption, as_json: JsonOption = False, debug: EngineOption = Annotated[
+    str, typer.Option("--engine", metavar="auto|torch|openvino|onnx", help="What computes the network.")
+]
+DebugOption = False) -> None:
             \"\"\"Simulate studies.\"\"\"
             run(lambda: _phantom(out, as_json), as_json=as_json, debug=debug)
 

@@ -58,7 +58,7 @@ def test_info(capsys):
     assert cli.main(["info", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["cores"] >= 1
-    assert set(facts["extras"]) == {"align", "phantom", "train", "bench", "dicom"}
+    assert set(facts["extras"]) == {"align", "phantom", "train", "bench", "dicom", "engines"}
     assert cli.main(["info"]) == 0
     assert "not a medical device" in capsys.readouterr().out
 
