@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -262,7 +262,7 @@ class Imputation:
         stem, begun = output.check_stem(self.name), time.perf_counter()
         images = [self.contrasts, *self.native.values()]
         files = [c for space in images for c in space.values()]
-        work = [self.pictures, *(partial(c.write, stage, stem) for c in files)]
+        work: list[Callable[[], Any]] = [self.pictures, *(partial(c.write, stage, stem) for c in files)]
         pictures, *rows_of_files = in_threads(lambda step: step(), work)
         written: list[dict[str, Any]] = [row for rows in rows_of_files for row in rows]
         if dicom:

@@ -4,10 +4,7 @@ A command is a file in ``codebrain/app/commands`` with ``register(app)``; it han
 
     def register(app: typer.Typer) -> None:
         @app.command()
-        def phantom(out: OutOption, as_json: JsonOption = False, debug: EngineOption = Annotated[
-    str, typer.Option("--engine", metavar="auto|torch|openvino|onnx", help="What computes the network.")
-]
-DebugOption = False) -> None:
+        def phantom(out: OutOption, as_json: JsonOption = False, debug: DebugOption = False) -> None:
             \"\"\"Simulate studies.\"\"\"
             run(lambda: _phantom(out, as_json), as_json=as_json, debug=debug)
 
@@ -40,6 +37,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 DeviceOption = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda[:N]", help="Where to compute.")]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads; by default the cores allotted to us.")
+]
+EngineOption = Annotated[
+    str, typer.Option("--engine", metavar="auto|torch|openvino|onnx", help="What computes the network.")
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 VerboseOption = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Say more (-vv: everything).")]

@@ -16,7 +16,15 @@ from torch import Tensor
 import codebrain
 from codebrain import marks
 from codebrain.engines import engine_name
-from codebrain.engines.network import SIZE, Network, converted_quietly, example, onnx_program, output_names
+from codebrain.engines.network import (
+    SIZE,
+    Network,
+    converted_quietly,
+    example,
+    onnx_network,
+    output_names,
+    takes_any_size,
+)
 from codebrain.errors import refusal
 from codebrain.imaging import safe_files
 from codebrain.metrics import psnr
@@ -107,30 +115,32 @@ def _judge(kind: str, precision: str) -> None:
 
 
 def _write_onnx(model: ImputationModel, stage: Path, precision: str) -> tuple[list[str], bool]:
-    network, any_size = onnx_program(model)
+    network = onnx_network(model)
     safe_files.write_bytes(stage / "network.onnx", network)
-    return ["network.onnx"], any_size
+    return ["network.onnx"], takes_any_size(network)
 
 
 def _write_openvino(model: ImputationModel, stage: Path, precision: str) -> tuple[list[str], bool]:
     import openvino
 
-    network, any_size = onnx_program(model)
+    network = onnx_network(model)
     read = openvino.Core().read_model(network)
     openvino.save_model(read, stage / "network.xml", compress_to_fp16=precision == "fp16")
-    return ["network.xml", "network.bin"], any_size
+    return ["network.xml", "network.bin"], takes_any_size(network)
 
 
 def _write_torchscript(model: ImputationModel, stage: Path, precision: str) -> tuple[list[str], bool]:
     network, content = Network(model).eval(), io.BytesIO()
     with converted_quietly(model), torch.no_grad():
-        traced = torch.jit.trace(network, example(len(model.modalities)), check_trace=False)
+        traced = torch.jit.trace(  # type: ignore[no-untyped-call]
+            network, example(len(model.modalities)), check_trace=False
+        )
         torch.jit.save(traced, content)
     safe_files.write_bytes(stage / "network.pt", content.getvalue())
-    return ["network.pt"], _takes_any_size(_run_torchscript(stage), model)
+    return ["network.pt"], _same_elsewhere(_run_torchscript(stage), model)
 
 
-def _takes_any_size(run: Runner, model: ImputationModel) -> bool:
+def _same_elsewhere(run: Runner, model: ImputationModel) -> bool:
     """Whether a trace does at another size what the model does there."""
     try:
         return _parity(model, run, (0,), _OTHER_SIZE).psnr >= LEAST_PSNR["fp32"]
@@ -154,10 +164,12 @@ def _run_openvino(stage: Path) -> Runner:
 
 def _run_torchscript(stage: Path) -> Runner:
     with converted_quietly(None):
-        made = torch.jit.load(io.BytesIO((stage / "network.pt").read_bytes()))
+        content = io.BytesIO((stage / "network.pt").read_bytes())
+        made = torch.jit.load(content)  # type: ignore[no-untyped-call]
 
     def run(images: NDArray[np.float32], present: NDArray[np.bool_]) -> list[NDArray[Any]]:
-        with torch.inference_mode():
+        # Optimised, the first slice would take a minute.
+        with torch.inference_mode(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
             return [output.numpy() for output in made(torch.from_numpy(images), torch.from_numpy(present))]
 
     return run
@@ -171,11 +183,11 @@ _RUNNERS = {"onnx": _run_onnx, "openvino": _run_openvino, "torchscript": _run_to
 
 
 def _compared(model: ImputationModel, run: Runner, *, any_size: bool) -> list[Parity]:
-    """Every contrast alone, all but the last, and, where it may be, another size."""
+    """Every contrast alone, and all but the last; the first at the size of the trace, the others elsewhere if it can."""
     count = len(model.modalities)
     patterns = dict.fromkeys([*((k,) for k in range(count)), tuple(range(count - 1))])
-    rows = [_parity(model, run, given, SIZE) for given in patterns]
-    return rows + ([_parity(model, run, (0,), _OTHER_SIZE)] if any_size else [])
+    sizes = [SIZE, *[_OTHER_SIZE if any_size else SIZE] * (len(patterns) - 1)]
+    return [_parity(model, run, given, size) for given, size in zip(patterns, sizes, strict=True)]
 
 
 @torch.inference_mode()

@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -64,24 +65,32 @@ def output_names(model: ImputationModel) -> list[str]:
     return ["completed", *(f"grades_{n}" for n in range(len(outputs) - 1))]
 
 
-def onnx_program(model: ImputationModel) -> tuple[bytes, bool]:
-    """The network as an ONNX model, and whether it takes slices of any size.
+def onnx_network(model: ImputationModel) -> bytes:
+    """The network as an ONNX model, from the user's cache where it was converted before.
 
     The batch is one slice: engines on a CPU gain nothing from more, and memory stays flat.
 
     Raises:
         ModelRefused: ``CKPT_EXPORT`` for a model that cannot be traced or uses what ONNX lacks.
     """
+    return cached(model, _onnx_program)
+
+
+def takes_any_size(network: bytes) -> bool:
+    """Whether an ONNX model takes slices of any size, or only those with which it was traced."""
+    import onnx
+
+    rows = onnx.load_from_string(network).graph.input[0].type.tensor_type.shape.dim[2]
+    return bool(rows.dim_param)
+
+
+def _onnx_program(model: ImputationModel) -> bytes:
+    """For slices of any size; where the model does not allow that, for those of :data:`SIZE`."""
     network, names = Network(model).eval(), output_names(model)
     with contextlib.suppress(CodeBrainError), converted_quietly(model):
-        return _converted(network, names, any_size=True), True
+        return _converted(network, names, any_size=True)
     with converted_quietly(model):
-        return _converted(network, names, any_size=False), False
-
-
-def onnx_network(model: ImputationModel) -> bytes:
-    """The network as an ONNX model, from the user's cache where it was converted before."""
-    return cached(model, lambda new: onnx_program(new)[0])
+        return _converted(network, names, any_size=False)
 
 
 def _converted(network: Network, names: list[str], *, any_size: bool) -> bytes:
@@ -90,7 +99,7 @@ def _converted(network: Network, names: list[str], *, any_size: bool) -> bytes:
     with torch.no_grad():
         inputs = example(len(network.model.modalities))
         program = torch.export.export(network, inputs, dynamic_shapes=shapes, strict=False)
-        made = torch.onnx.export(program, dynamo=True, output_names=names, verbose=False)
+        made: Any = torch.onnx.export(program, dynamo=True, output_names=names, verbose=False)
     content: bytes = made.model_proto.SerializeToString()
     return content
 
