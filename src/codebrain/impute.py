@@ -29,13 +29,14 @@ from codebrain.imaging.intensity import fit_normalisation, foreground_mask, to_u
 from codebrain.imaging.prepared import PreparedStudy, prepare_study
 from codebrain.imaging.space import REFERENCE, NativeSpace, native_contrasts
 from codebrain.imaging.study import Study
-from codebrain.machine import available_memory, choose_device, in_gib, in_threads, set_threads
+from codebrain.machine import available_memory, choose_device, in_gib, set_threads
 from codebrain.metrics import mae, psnr, ssim
 from codebrain.models import load_model
 from codebrain.models._contract import ImputationModel
 from codebrain.plan import Plan, plan_study
 from codebrain.records import RunFacts
 from codebrain.results import Image, Imputation, ImputedContrast, IntensityScale
+from codebrain.threads import in_threads
 from codebrain.uncertainty import StudyDoubt, code_doubt, slice_doubts
 from codebrain.vocabulary import Modality, ModalitySet
 

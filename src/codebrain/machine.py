@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from codebrain.errors import refusal
+from codebrain.threads import allot
 
 if TYPE_CHECKING:
     import torch
@@ -20,12 +19,6 @@ STUDY_TIMEOUT_S = 7200.0
 minutes; a disk or a driver that hangs takes for ever."""
 
 _CGROUP = Path("/sys/fs/cgroup")
-
-_MOST_AT_ONCE = 2
-"""Volumes that are worked on at the same time: each needs some twelve bytes a voxel for a while."""
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 def allotted_cores() -> int:
@@ -164,31 +157,8 @@ def set_threads(threads: int | None = None) -> int:
 
     if threads is not None and threads < 1:
         raise refusal("CONFIG", "the number of threads must be at least 1", field="threads", found=threads)
-    _Threads.in_force = threads or default_threads()
-    torch.set_num_threads(_Threads.in_force)
+    torch.set_num_threads(allot(threads or default_threads()))
     return torch.get_num_threads()
-
-
-class _Threads:
-    """How many were allotted by :func:`set_threads`; one until then, as in the workers of a preparation."""
-
-    in_force = 1
-
-
-def in_threads(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
-    """``work`` done for every item, two at a time where :func:`set_threads` allotted two; results in order.
-
-    For work on whole volumes in numpy, scipy and zlib, which let other threads run meanwhile.
-
-    Raises:
-        Exception: the first that ``work`` raised, in the order of the items, when all have ended.
-    """
-    todo = list(items)
-    workers = min(_Threads.in_force, len(todo), _MOST_AT_ONCE)
-    if workers < 2:
-        return [work(item) for item in todo]
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(work, todo))
 
 
 def default_threads() -> int:

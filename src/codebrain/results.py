@@ -19,9 +19,10 @@ from codebrain import marks, output
 from codebrain.errors import Notice
 from codebrain.imaging import safe_files
 from codebrain.imaging.volume import Volume, volume_image, write_volume
-from codebrain.machine import in_threads, peak_memory
+from codebrain.machine import peak_memory
 from codebrain.report.page import write_report
 from codebrain.report.preview import draw_panels, draw_preview, panel_titles, png, study_panels
+from codebrain.threads import in_threads
 from codebrain.vocabulary import Modality
 
 if TYPE_CHECKING:

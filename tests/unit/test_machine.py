@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
-import time
 
 import pytest
 import torch
@@ -107,19 +105,3 @@ def test_as_many_jobs_as_fit_into_memory(cgroup):
     (cgroup / "memory.max").write_text(str(10 * 2**30))
     assert [machine.jobs_that_fit(wanted, 2**31) for wanted in (1, 4, 9)] == [1, 4, 4]
     assert machine.jobs_that_fit(4, 2**40) == 1
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_work_in_threads_keeps_its_order_and_its_first_error(threads, monkeypatch):
-    monkeypatch.setattr(machine._Threads, "in_force", threads)
-    assert machine.in_threads(lambda n: n * n, range(5)) == [0, 1, 4, 9, 16]
-    assert machine.in_threads(lambda n: n, []) == []
-    with pytest.raises(ZeroDivisionError):
-        machine.in_threads(lambda n: 1 // n, [2, 0, "x"])
-
-
-def test_two_volumes_at_most_are_worked_on_at_once(monkeypatch):
-    monkeypatch.setattr(machine._Threads, "in_force", 8)
-    seen = set()
-    machine.in_threads(lambda n: (seen.add(threading.get_ident()), time.sleep(0.01)), range(8))
-    assert 1 <= len(seen) <= 2

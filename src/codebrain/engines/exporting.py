@@ -183,7 +183,7 @@ _RUNNERS = {"onnx": _run_onnx, "openvino": _run_openvino, "torchscript": _run_to
 
 
 def _compared(model: ImputationModel, run: Runner, *, any_size: bool) -> list[Parity]:
-    """Every contrast alone, and all but the last; the first at the size of the trace, the others elsewhere if it can."""
+    """Every contrast alone, and all but the last; the first at the traced size, the others elsewhere if it can."""
     count = len(model.modalities)
     patterns = dict.fromkeys([*((k,) for k in range(count)), tuple(range(count - 1))])
     sizes = [SIZE, *[_OTHER_SIZE if any_size else SIZE] * (len(patterns) - 1)]

@@ -20,7 +20,7 @@ from codebrain.errors import CodeBrainError, Notice, refusal
 from codebrain.imaging.frame import ras_view
 from codebrain.imaging.intensity import border_constant, foreground_mask
 from codebrain.imaging.volume import Volume
-from codebrain.machine import in_threads
+from codebrain.threads import in_threads
 from codebrain.vocabulary import Modality, TrainingDomain
 
 HeadKind = Literal["stripped", "whole", "defaced", "unclear"]

@@ -15,7 +15,7 @@ from codebrain.imaging.frame import Frame, Slices
 from codebrain.imaging.intensity import MinMax, Percentile, fit_normalisation, foreground_mask, to_unit
 from codebrain.imaging.study import Study
 from codebrain.imaging.volume import Volume
-from codebrain.machine import in_threads
+from codebrain.threads import in_threads
 from codebrain.vocabulary import Modality, Preparation
 
 

@@ -15,7 +15,7 @@ from codebrain.imaging.dicom.convert import agreeing_series, read_series
 from codebrain.imaging.dicom.find import only_series
 from codebrain.imaging.dicom.series import Series
 from codebrain.imaging.volume import MAX_VOXELS, Volume, read_volume
-from codebrain.machine import in_threads
+from codebrain.threads import in_threads
 from codebrain.vocabulary import Modality
 
 
