@@ -183,6 +183,8 @@ def refusal(
 
 def one_line(text: str) -> str:
     """``text`` on one line; control and bidirectional characters, which file names may hold, are escaped."""
+    if text.isprintable():  # the pictures inside a report are megabytes of such text
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from codebrain.data.slices import LEAST_FOREGROUND
+from codebrain.engines import choose_engine, engine_name
 from codebrain.errors import Notice, is_out_of_memory, refusal
 from codebrain.imaging.align import AlignmentRecord, align_study
 from codebrain.imaging.frame import Frame
@@ -35,7 +36,8 @@ from codebrain.models._contract import ImputationModel
 from codebrain.plan import Plan, plan_study
 from codebrain.records import RunFacts
 from codebrain.results import Image, Imputation, ImputedContrast, IntensityScale
-from codebrain.uncertainty import Graded, StudyDoubt, code_doubt, slice_doubts
+from codebrain.threads import in_threads
+from codebrain.uncertainty import StudyDoubt, code_doubt, slice_doubts
 from codebrain.vocabulary import Modality, ModalitySet
 
 SLICES_AT_ONCE = {"cpu": 1, "cuda": 16}
@@ -71,10 +73,12 @@ class Imputer:
         *,
         device: torch.device | None = None,
         precision: Literal["fp32", "bf16"] = "fp32",
+        engine: str = "auto",
     ) -> None:
         self.device = device or torch.device("cpu")
         self.model = model.to(self.device)
         self.precision = precision
+        self.engine = choose_engine(self.model, engine, device=self.device, precision=precision)
         self.at_once = SLICES_AT_ONCE.get(self.device.type, 1)
         self.notices: tuple[Notice, ...] = ()
 
@@ -86,6 +90,7 @@ class Imputer:
         device: str = "auto",
         threads: int | None = None,
         precision: str = "auto",
+        engine: str = "auto",
     ) -> Self:
         """Load a bundled model by name or a model folder.
 
@@ -94,18 +99,22 @@ class Imputer:
             device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
             threads: CPU threads; by default the cores allotted to this process.
             precision: ``auto`` (fp32), ``fp32`` or ``bf16``.
+            engine: ``auto`` (torch), ``torch``, ``openvino`` or ``onnx``; see :mod:`codebrain.engines`.
 
         Raises:
             ModelRefused: see :func:`codebrain.models.load_model`.
-            UsageError: ``CONFIG`` for a device, number of threads or precision that does not exist.
-            EnvironmentRefused: ``ENV_GPU`` for a GPU that is not there.
+            UsageError: ``CONFIG`` for a device, number of threads, precision or engine that does not exist, or that
+                do not go together.
+            EnvironmentRefused: ``ENV_GPU`` for a GPU that is not there, ``ENV_EXTRA`` for an engine that is not.
         """
         if precision not in ("auto", "fp32", "bf16"):
             expected = "auto, fp32 or bf16"
             raise refusal("CONFIG", "no such precision", field="precision", found=precision, expected=expected)
         place = choose_device(device)
         set_threads(threads)
-        return cls(load_model(source), device=place, precision="bf16" if precision == "bf16" else "fp32")
+        name = engine_name(engine)  # refused before the weights are read
+        exact: Literal["fp32", "bf16"] = "bf16" if precision == "bf16" else "fp32"
+        return cls(load_model(source), device=place, precision=exact, engine=name)
 
     @property
     def modalities(self) -> ModalitySet:
@@ -159,8 +168,8 @@ class Imputer:
             stacks, doubt = self.complete(prepared, plan, advance)
             unsure = None if doubt is None else self.study_doubt(prepared, plan, doubt)
         with watch("restore"):
-            given = {m: restore(prepared, prepared.slices[:, self.modalities.index(m)]) for m in plan.given}
-            unit = {m: restore(prepared, stack) for m, stack in stacks.items()}
+            seen = {m: prepared.slices[:, self.modalities.index(m)] for m in plan.given}
+            given, unit = restore_all(prepared, seen), restore_all(prepared, stacks)
             doubt_image = None if doubt is None else restore(prepared, doubt)
         with watch("score"):
             truth = Truth.of(study, plan, prepared)
@@ -173,7 +182,7 @@ class Imputer:
             spaces = native_spaces(asked, study, prepared, truth.alignment)
         facts = RunFacts(
             study, plan, prepared, self.model, str(self.device), self.precision, truth.alignment, spaces, unsure,
-            self.notices,
+            self.notices, engine=self.engine.name,
         )  # fmt: skip
         scales = {m: intensity_scale(m, self.model.preparation.intensity_scale, intensity) for m in unit}
         contrasts = {
@@ -265,16 +274,11 @@ class Imputer:
         self, slices: Float[Tensor, "b m h w"], given: tuple[Modality, ...]
     ) -> tuple[Float[Tensor, "b m h w"], Float[Tensor, "b h w"] | None]:
         """Completed slices and doubt, on the CPU."""
-        images = slices.to(self.device)
-        present = torch.tensor(self.modalities.pattern(given), device=self.device).expand(len(images), -1)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            if isinstance(self.model, Graded):
-                completed, grades = self.model.complete(images, present)
-            else:
-                completed, grades = self.model(images, present), []
+        present = torch.tensor(self.modalities.pattern(given)).expand(len(slices), -1)
+        completed, grades = self.engine(slices, present)
         if not torch.isfinite(completed).all():
             raise refusal("CKPT_NONFINITE", "the model computed values that are not finite", file=self.model.name)
-        height, width = images.shape[-2:]
+        height, width = slices.shape[-2:]
         return completed.float().cpu(), code_doubt(grades, (height, width)).cpu() if grades else None
 
 
@@ -337,6 +341,11 @@ def restore(prepared: PreparedStudy, stack: Stack) -> Image:
     """A stack of slices on the reference grid ``(i, j, k)``, zero outside the head."""
     data = prepared.frame.undo(stack)
     return np.where(prepared.foreground, data, np.float32(0)).astype(np.float32, copy=False)
+
+
+def restore_all(prepared: PreparedStudy, stacks: Mapping[Modality, Stack]) -> dict[Modality, Image]:
+    """Every stack as :func:`restore` does it."""
+    return dict(zip(stacks, in_threads(lambda stack: restore(prepared, stack), stacks.values()), strict=True))
 
 
 def asked_spaces(space: str | Iterable[str], plan: Plan) -> tuple[Modality, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codebrain.errors import refusal
+from codebrain.threads import allot
 
 if TYPE_CHECKING:
     import torch
@@ -178,7 +179,7 @@ def set_threads(threads: int | None = None) -> int:
 
     if threads is not None and threads < 1:
         raise refusal("CONFIG", "the number of threads must be at least 1", field="threads", found=threads)
-    torch.set_num_threads(threads or default_threads())
+    torch.set_num_threads(allot(threads or default_threads()))
     return torch.get_num_threads()
 
 

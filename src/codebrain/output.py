@@ -128,8 +128,7 @@ class RunFolder:
             )
 
     def _remove_empty(self) -> None:
-        with contextlib.suppress(OSError):
-            self.path.rmdir()
+        remove_empty(self.path)
 
     @contextlib.contextmanager
     def staged(self) -> Iterator[Path]:
@@ -209,6 +208,12 @@ def make_folder(folder: Path) -> bool:
                 folder.rmdir()
         raise safe_files.output_refusal(error, folder) from error
     return new
+
+
+def remove_empty(folder: Path) -> None:
+    """Take away a folder that was made for nothing; one with anything in it stays."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def refuse_full(folder: Path, need_bytes: int) -> None:

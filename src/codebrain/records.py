@@ -26,6 +26,7 @@ from codebrain.vocabulary import Modality
 
 _PACKAGES = ("torch", "numpy", "scipy", "nibabel")
 _DICOM_PACKAGES = ("pydicom", "dcm2niix")
+_ENGINE_PACKAGES = {"onnx": ("onnxruntime", "onnxscript"), "openvino": ("openvino", "onnxscript")}
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class RunFacts:
         spaces: native spaces in which the results are given as well.
         doubt: how sure the model was; None for a model that does not grade its code.
         steps: what happened while the model computed.
+        engine: what computed it; see :mod:`codebrain.engines`.
     """
 
     study: Study
@@ -55,6 +57,7 @@ class RunFacts:
     spaces: tuple[NativeSpace, ...] = ()
     doubt: StudyDoubt | None = None
     steps: tuple[Notice, ...] = ()
+    engine: str = "torch"
 
     @property
     def notices(self) -> tuple[Notice, ...]:
@@ -81,6 +84,7 @@ class RunFacts:
             "device": self.device,
             "threads": torch.get_num_threads(),
             "precision": self.precision,
+            "engine": self.engine,
             "model": self._model(),
             "reference": str(self.prepared.reference_modality),
             "spaces": [REFERENCE, *(space.as_dict()["Space"] for space in self.spaces)],
@@ -126,7 +130,7 @@ class RunFacts:
     def _packages(self) -> tuple[str, ...]:
         """The packages that had a part in the result."""
         from_dicom = any(volume.series is not None for volume in self.study.volumes.values())
-        return _PACKAGES + (_DICOM_PACKAGES if from_dicom else ())
+        return (*_PACKAGES, *(_DICOM_PACKAGES if from_dicom else ()), *_ENGINE_PACKAGES.get(self.engine, ()))
 
     def _model(self) -> dict[str, Any]:
         return {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +22,7 @@ from codebrain.imaging.volume import Volume, volume_image, write_volume
 from codebrain.machine import peak_memory
 from codebrain.report.page import write_report
 from codebrain.report.preview import draw_panels, draw_preview, panel_titles, png, study_panels
+from codebrain.threads import in_threads
 from codebrain.vocabulary import Modality
 
 if TYPE_CHECKING:
@@ -260,12 +262,12 @@ class Imputation:
         """Write images, doubt maps, sidecars, pictures, record and report into an empty folder; returns the record."""
         stem, begun = output.check_stem(self.name), time.perf_counter()
         images = [self.contrasts, *self.native.values()]
-        written: list[dict[str, Any]] = [
-            row for space in images for c in space.values() for row in c.write(stage, stem)
-        ]
+        files = [c for space in images for c in space.values()]
+        work: list[Callable[[], Any]] = [self.pictures, *(partial(c.write, stage, stem) for c in files)]
+        pictures, *rows_of_files = in_threads(lambda step: step(), work)
+        written: list[dict[str, Any]] = [row for rows in rows_of_files for row in rows]
         if dicom:
             written += self._write_dicom(stage, stem, images, keep_patient=keep_patient)
-        pictures = self.pictures()
         (stage / output.FIGURES).mkdir()
         for name, content in pictures.figures.items():
             safe_files.write_bytes(stage / output.FIGURES / name, content)

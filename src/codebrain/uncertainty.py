@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,21 +30,8 @@ from torch import Tensor
 from codebrain.data.slices import LEAST_FOREGROUND
 from codebrain.errors import Notice
 from codebrain.marks import LOW_CONFIDENCE
+from codebrain.models._contract import Graded as Graded  # noqa: PLC0414 (users import it from here)
 from codebrain.nn.ordinal import level_distribution
-
-
-@runtime_checkable
-class Graded(Protocol):
-    """A model that predicts its code as ordered bits and can hand them out with the images."""
-
-    def complete(
-        self, images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]
-    ) -> tuple[Float[Tensor, "b m h w"], list[Float[Tensor, "b _ hc wc"]]]:
-        """The completed images, and per code channel the probability that the level exceeds j, ``n = L - 1``.
-
-        An empty list from a model that its settings leave without a code.
-        """
-        ...
 
 
 def code_entropy(grades: Sequence[Float[Tensor, "b _ hc wc"]]) -> Float[Tensor, "b hc wc"]:

@@ -36,16 +36,27 @@ OverwriteOption = Annotated[
 
 
 def settings(
-    *, model: str, want: str | None, align: str, intensity: str, precision: str, device: str, threads: int | None
+    *,
+    model: str,
+    want: str | None,
+    align: str,
+    intensity: str,
+    precision: str,
+    engine: str,
+    device: str,
+    threads: int | None,
 ) -> BatchSettings:
     """The settings that were typed.
 
     Raises:
         UsageError: ``CONFIG``, ``MOD_UNKNOWN``, ``MOD_DUPLICATE``.
+        EnvironmentRefused: ``ENV_EXTRA`` for an engine that is not installed.
     """
     from codebrain.batch.engine import BatchSettings
+    from codebrain.engines import engine_name
     from codebrain.vocabulary import ModalitySet
 
+    engine_name(engine)
     choices = {"align": (align, ("auto", "none")), "intensity": (intensity, ("scanner", "unit")),
                "precision": (precision, PRECISIONS)}  # fmt: skip
     for field, (value, allowed) in choices.items():
@@ -54,7 +65,7 @@ def settings(
             raise refusal("CONFIG", "no such choice", field=f"--{field}", found=value, expected=expected)
     wanted = None if want is None else ModalitySet.parse(want).members
     free: Any = {"align": align, "intensity": intensity}
-    return BatchSettings(model, wanted, precision=precision, device=device, threads=threads, **free)
+    return BatchSettings(model, wanted, precision=precision, engine=engine, device=device, threads=threads, **free)
 
 
 def work(

@@ -38,6 +38,9 @@ DeviceOption = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda[:N
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads; by default the cores allotted to us.")
 ]
+EngineOption = Annotated[
+    str, typer.Option("--engine", metavar="auto|torch|openvino|onnx", help="What computes the network.")
+]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 VerboseOption = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Say more (-vv: everything).")]
 QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]

@@ -14,6 +14,7 @@ from codebrain.app import _batch
 from codebrain.app._common import (
     DebugOption,
     DeviceOption,
+    EngineOption,
     JsonOption,
     QuietOption,
     ThreadsOption,
@@ -88,6 +89,7 @@ def build_app() -> typer.Typer:
         align: _batch.AlignOption = "auto",
         intensity: _batch.IntensityOption = "scanner",
         precision: _batch.PrecisionOption = "auto",
+        engine: EngineOption = "auto",
         jobs: _batch.JobsOption = None,
         study_timeout: TimeoutOption = STUDY_TIMEOUT_S,
         overwrite: _batch.OverwriteOption = False,
@@ -111,7 +113,7 @@ def build_app() -> typer.Typer:
             selection = Selection(participants, sessions, filters or [], not no_validate)
             if level == "participant":
                 how = _batch.settings(model=model, want=want, align=align, intensity=intensity, precision=precision,
-                                      device=device, threads=threads)  # fmt: skip
+                                      engine=engine, device=device, threads=threads)  # fmt: skip
                 participant(bids_dir, out, selection, how, jobs=jobs, study_timeout=study_timeout,
                             overwrite=overwrite, as_json=as_json, quiet=quiet)  # fmt: skip
             elif level == "group":

@@ -51,6 +51,7 @@ class BatchSettings:
         align: ``auto`` registers contrasts on different grids, ``none`` refuses them.
         intensity: ``scanner`` or ``unit``.
         precision: ``auto``, ``fp32`` or ``bf16``.
+        engine: ``auto``, ``torch``, ``openvino`` or ``onnx``.
         device: where to compute.
         threads: CPU threads of each worker; by default the allotted cores, shared out.
     """
@@ -60,13 +61,14 @@ class BatchSettings:
     align: Literal["auto", "none"] = "auto"
     intensity: Literal["scanner", "unit"] = "scanner"
     precision: str = "auto"
+    engine: str = "auto"
     device: str = "auto"
     threads: int | None = None
 
     def decisive(self) -> dict[str, Any]:
         """What decides the results; not where and how fast they are computed."""
         return {"want": None if self.want is None else [str(m) for m in self.want], "align": self.align,
-                "intensity": self.intensity, "precision": self.precision}  # fmt: skip
+                "intensity": self.intensity, "precision": self.precision, "engine": self.engine}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -296,7 +298,9 @@ class _Begin:
         from codebrain.impute import Imputer
 
         one = self.settings
-        return Imputer.from_pretrained(one.model, device=one.device, threads=one.threads, precision=one.precision)
+        return Imputer.from_pretrained(
+            one.model, device=one.device, threads=one.threads, precision=one.precision, engine=one.engine
+        )
 
 
 def _attempt(imputer: Imputer, task: _Task, tell: Tell) -> _Outcome:

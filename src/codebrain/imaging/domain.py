@@ -20,6 +20,7 @@ from codebrain.errors import CodeBrainError, Notice, refusal
 from codebrain.imaging.frame import ras_view
 from codebrain.imaging.intensity import border_constant, foreground_mask
 from codebrain.imaging.volume import Volume
+from codebrain.threads import in_threads
 from codebrain.vocabulary import Modality, TrainingDomain
 
 HeadKind = Literal["stripped", "whole", "defaced", "unclear"]
@@ -147,7 +148,8 @@ def judge_domain(volumes: Mapping[Modality, Volume], domain: TrainingDomain | No
     """
     if domain is None:
         return ()
-    return tuple(notice for m, volume in volumes.items() for notice in _judge(m, volume, domain))
+    found = in_threads(lambda scan: tuple(_judge(*scan, domain)), volumes.items())
+    return tuple(notice for notices in found for notice in notices)
 
 
 def _judge(modality: Modality, volume: Volume, domain: TrainingDomain) -> Iterator[Notice]:

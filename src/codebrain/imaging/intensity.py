@@ -201,8 +201,21 @@ def _is_stripped(contrast: Image, differing: Mask, mask: Mask) -> bool:
     count = int(mask.sum())
     if count == 0 or int((differing & ~mask).sum()) > _SPECKLE_SHARE * count:
         return False
-    rim = mask & ~ndimage.binary_erosion(mask, border_value=1)
+    rim = mask & ~_eroded(mask)
     return bool(rim.any()) and float(np.median(contrast[rim])) > _RIM_BRIGHTNESS * float(np.median(contrast[mask]))
+
+
+def _eroded(mask: Mask) -> Mask:
+    """The voxels whose six neighbours are in the mask too; those beyond the border count as in it.
+
+    ``scipy.ndimage.binary_erosion`` takes six times as long.
+    """
+    inner = mask.copy(order="K")
+    for axis in range(3):
+        kept, neighbours = np.moveaxis(inner, axis, 0), np.moveaxis(mask, axis, 0)
+        kept[1:] &= neighbours[:-1]
+        kept[:-1] &= neighbours[1:]
+    return inner
 
 
 def _otsu(data: Image) -> float:

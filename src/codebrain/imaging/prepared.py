@@ -15,6 +15,7 @@ from codebrain.imaging.frame import Frame, Slices
 from codebrain.imaging.intensity import MinMax, Percentile, fit_normalisation, foreground_mask, to_unit
 from codebrain.imaging.study import Study
 from codebrain.imaging.volume import Volume
+from codebrain.threads import in_threads
 from codebrain.vocabulary import Modality, Preparation
 
 
@@ -75,19 +76,23 @@ def prepare_study(
     known = _known(study, preparation)
     unlike = judge_domain(known.volumes, preparation.domain)
     aligned, alignment = align_study(known, mode=align, reference=reference)
-    masks = {m: foreground_mask(volume.data) for m, volume in aligned.volumes.items()}
+    volumes = aligned.volumes
+    masks = dict(zip(volumes, in_threads(foreground_mask, (v.data for v in volumes.values())), strict=True))
     foreground = np.logical_or.reduce(list(masks.values()))
-    home = aligned.volumes[alignment.reference]
+    home = volumes[alignment.reference]
     frame = Frame.fit(foreground, home.affine, preparation, slices=slices)
-    normalisations = {m: fit_normalisation(preparation, volume.data, masks[m]) for m, volume in aligned.volumes.items()}
+    normalisations = {m: fit_normalisation(preparation, volume.data, masks[m]) for m, volume in volumes.items()}
     stack = np.zeros((frame.slice_shape[0], len(preparation.modalities), *frame.slice_shape[1:]), np.float32)
-    for m, volume in aligned.volumes.items():
-        unit = to_unit(preparation, normalisations[m], volume.data, masks[m])
+
+    def place(m: Modality) -> None:
+        unit = to_unit(preparation, normalisations[m], volumes[m].data, masks[m])
         stack[:, preparation.modalities.index(m)] = frame.apply(unit)
+
+    in_threads(place, volumes)
     return PreparedStudy(
         name=study.name,
         slices=stack,
-        available=preparation.modalities.pattern(aligned.volumes),
+        available=preparation.modalities.pattern(volumes),
         frame=frame,
         normalisations=normalisations,
         alignment=alignment,

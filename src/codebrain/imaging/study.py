@@ -15,6 +15,7 @@ from codebrain.imaging.dicom.convert import agreeing_series, read_series
 from codebrain.imaging.dicom.find import only_series
 from codebrain.imaging.dicom.series import Series
 from codebrain.imaging.volume import MAX_VOXELS, Volume, read_volume
+from codebrain.threads import in_threads
 from codebrain.vocabulary import Modality
 
 
@@ -58,8 +59,10 @@ class Study:
         """
         named = _by_modality(files)
         _refuse_same_source(named)
-        volumes = {
-            modality: _read_scan(
+
+        def read(modality: Modality) -> Volume:
+            source = named[modality]
+            return _read_scan(
                 source,
                 name=None if isinstance(source, str | Path) else str(modality),
                 max_voxels=max_voxels,
@@ -67,8 +70,8 @@ class Study:
                 accept_no_orientation=accept_no_orientation,
                 accept_synthetic=accept_synthetic,
             )
-            for modality, source in named.items()
-        }
+
+        volumes = dict(zip(named, in_threads(read, named), strict=True))
         _refuse_same_content(volumes)
         _require_agreement_without_orientation(volumes)
         return cls(name, agreeing_series(volumes))

@@ -120,6 +120,20 @@ class Reconstructs(Protocol):
         ...
 
 
+@runtime_checkable
+class Graded(Protocol):
+    """A model that predicts its code as ordered bits and can hand them out with the images."""
+
+    def complete(
+        self, images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]
+    ) -> tuple[Float[Tensor, "b m h w"], list[Float[Tensor, "b _ hc wc"]]]:
+        """The completed images, and per code channel the probability that the level exceeds j, ``n = L - 1``.
+
+        An empty list from a model that its settings leave without a code.
+        """
+        ...
+
+
 def withheld(
     images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"], value: float = 0.0
 ) -> Float[Tensor, "b m h w"]:

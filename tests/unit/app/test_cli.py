@@ -58,7 +58,7 @@ def test_info(capsys):
     assert cli.main(["info", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["cores"] >= 1
-    assert set(facts["extras"]) == {"align", "phantom", "train", "bench", "dicom"}
+    assert set(facts["extras"]) == {"align", "phantom", "train", "bench", "dicom", "engines"}
     assert cli.main(["info"]) == 0
     assert "not a medical device" in capsys.readouterr().out
 
@@ -182,3 +182,18 @@ def test_the_page_on_batches_names_options_that_exist(capsys):
     assert cli.main(["brasyn", "--help"]) == 0
     known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
     assert len(named) > 10 and named <= known
+
+
+def test_a_command_that_is_asked_for_by_name_is_built_alone():
+    code = """
+import sys, io, contextlib
+from codebrain.app.cli import main
+with contextlib.redirect_stdout(io.StringIO()) as out:
+    assert main(["info", "--json"]) == 0
+    built = [name for name in sys.modules if name.startswith("codebrain.app.commands.")]
+    assert built == ["codebrain.app.commands.info"], built
+    assert main(["--help"]) == 0
+assert all(name in out.getvalue() for name in ("impute", "train", "doctor")), out.getvalue()
+"""
+    done = in_a_new_process(code)
+    assert done.returncode == 0, done.stderr

@@ -9,6 +9,7 @@ import pytest
 from scipy import ndimage
 
 from codebrain.errors import CodeBrainError
+from codebrain.imaging import intensity
 from codebrain.imaging.intensity import (
     MinMax,
     Percentile,
@@ -144,3 +145,9 @@ def test_contrasts_of_one_stripped_study_share_their_mask(real_data):
     study = Study.read({m: p for m, p in find_files(real_data / "studies" / "ms-19").items() if m in ("T1", "T2")})
     first, second = (foreground_mask(v.data) for v in study.volumes.values())
     assert dice(first, second) > 0.995
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_rim_is_that_of_a_binary_erosion(order):
+    mask = np.asarray(np.random.default_rng(0).random((9, 7, 5)) > 0.2, order=order)
+    assert (intensity._eroded(mask) == ndimage.binary_erosion(mask, border_value=1)).all()

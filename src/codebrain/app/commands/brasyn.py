@@ -11,6 +11,7 @@ from codebrain.app import _batch
 from codebrain.app._common import (
     DebugOption,
     DeviceOption,
+    EngineOption,
     JsonOption,
     QuietOption,
     ThreadsOption,
@@ -32,6 +33,7 @@ def register(app: typer.Typer) -> None:
         align: _batch.AlignOption = "auto",
         intensity: _batch.IntensityOption = "scanner",
         precision: _batch.PrecisionOption = "auto",
+        engine: EngineOption = "auto",
         jobs: _batch.JobsOption = None,
         study_timeout: TimeoutOption = STUDY_TIMEOUT_S,
         overwrite: _batch.OverwriteOption = False,
@@ -57,7 +59,7 @@ def register(app: typer.Typer) -> None:
             cases = find_cases(source)
             how = _batch.settings(
                 model=model, want=",".join(CONTRASTS), align=align, intensity=intensity, precision=precision,
-                device=device, threads=threads,
+                engine=engine, device=device, threads=threads,
             )  # fmt: skip
             _batch.work(
                 cases, out, BrasynLayout(), settings=how, jobs=jobs, study_timeout=study_timeout,

@@ -14,6 +14,7 @@ import typer
 from codebrain.app._common import (
     DebugOption,
     DeviceOption,
+    EngineOption,
     JsonOption,
     OutOption,
     QuietOption,
@@ -53,6 +54,7 @@ class Request:
     space: str
     intensity: Literal["scanner", "unit"]
     precision: str
+    engine: str
     device: str
     threads: int | None
     overwrite: bool
@@ -121,6 +123,7 @@ def register(app: typer.Typer) -> None:
         accept_synthetic: Annotated[
             bool, typer.Option("--accept-synthetic", help="Accept inputs that a model computed.")
         ] = False,
+        engine: EngineOption = "auto",
         device: DeviceOption = "auto",
         threads: ThreadsOption = None,
         as_json: JsonOption = False,
@@ -149,6 +152,7 @@ def register(app: typer.Typer) -> None:
                 space=space,
                 intensity=cast("Any", _choice("intensity", intensity, ("scanner", "unit"))),
                 precision=_choice("precision", precision, PRECISIONS),
+                engine=engine,
                 device=device,
                 threads=threads,
                 overwrite=overwrite,
@@ -321,7 +325,11 @@ def _impute(request: Request, *, quiet: bool) -> Imputation:
     from codebrain.impute import Imputer
 
     imputer = Imputer.from_pretrained(
-        request.model, device=request.device, threads=request.threads, precision=request.precision
+        request.model,
+        device=request.device,
+        threads=request.threads,
+        precision=request.precision,
+        engine=request.engine,
     )
     with progress("imputing", quiet=quiet) as advance:
         return imputer(

@@ -20,6 +20,7 @@ _EXTRAS = {
     "train": ("lightning_fabric", "tensorboard", "kornia"),
     "bench": ("matplotlib",),
     "dicom": ("pydicom", "dcm2niix"),
+    "engines": ("openvino", "onnxruntime", "onnx", "onnxscript"),
 }
 
 

@@ -1,0 +1,84 @@
+"""What computes a model's slices: torch itself, or the same network converted for another engine.
+
+An engine takes images and a pattern and gives completed images and grades, as the model's own ``complete`` does.
+The records of a run say which engine computed it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from codebrain.errors import refusal
+
+if TYPE_CHECKING:
+    import torch
+
+    from codebrain.engines._contract import Engine
+    from codebrain.models._contract import ImputationModel
+
+ENGINES = ("torch", "openvino", "onnx")
+CHOICES = ("auto", *ENGINES)
+
+AUTO = "torch"
+"""What ``auto`` stands for. docs/performance.md has the measurement behind it."""
+
+_EXTRA = {"torch": (), "openvino": ("onnx", "onnxscript", "openvino"), "onnx": ("onnx", "onnxscript", "onnxruntime")}
+"""What must be installed for each, of the extra ``engines``."""
+
+
+def engine_name(choice: str) -> str:
+    """The engine that ``auto`` or a name stands for.
+
+    Raises:
+        UsageError: ``CONFIG`` for another name.
+        EnvironmentRefused: ``ENV_EXTRA`` for an engine that is not installed.
+    """
+    from importlib.util import find_spec
+
+    from codebrain.errors import missing_extra
+
+    if choice not in CHOICES:
+        raise refusal("CONFIG", "no such engine", field="engine", found=choice, expected=", ".join(CHOICES))
+    name = AUTO if choice == "auto" else choice
+    for package in _EXTRA[name]:
+        if find_spec(package) is None:
+            raise missing_extra(package, "engines", f"The engine {name}")
+    return name
+
+
+def choose_engine(
+    model: ImputationModel, name: str = "auto", *, device: torch.device, precision: Literal["fp32", "bf16"]
+) -> Engine:
+    """The engine that computes ``model``.
+
+    Args:
+        model: in evaluation mode.
+        name: ``auto``, ``torch``, ``openvino`` or ``onnx``.
+        device: where it computes; the converted networks compute on the CPU.
+        precision: ``fp32``, or ``bf16`` where the engine has it.
+
+    Raises:
+        UsageError: ``CONFIG`` for an unknown name, and for a device or a precision that the engine does not have.
+        EnvironmentRefused: ``ENV_EXTRA`` for an engine that is not installed.
+        ModelRefused: ``CKPT_EXPORT`` for a model that cannot be converted.
+    """
+    name = engine_name(name)
+    if name != "torch" and device.type != "cpu":
+        raise refusal(
+            "CONFIG", f"the engine {name} computes on the CPU only", field="engine", found=str(device),
+            expected="--device cpu", hint="Use --engine torch on a GPU.",
+        )  # fmt: skip
+    if name == "onnx" and precision != "fp32":
+        raise refusal("CONFIG", "the engine onnx computes in fp32 only", field="precision", found=precision,
+                      expected="fp32", hint="Use --precision fp32, or another engine.")  # fmt: skip
+    if name == "openvino":
+        from codebrain.engines.openvino_engine import OpenVinoEngine
+
+        return OpenVinoEngine(model, precision=precision)
+    if name == "onnx":
+        from codebrain.engines.onnx_engine import OnnxEngine
+
+        return OnnxEngine(model)
+    from codebrain.engines.torch_engine import TorchEngine
+
+    return TorchEngine(model, device=device, precision=precision)

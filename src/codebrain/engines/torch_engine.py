@@ -1,0 +1,32 @@
+"""The model as it is, in torch, on any device."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from codebrain.engines.network import Network
+from codebrain.models._contract import ImputationModel
+
+
+class TorchEngine:
+    """Computes in float32, or under autocast in bfloat16."""
+
+    name = "torch"
+
+    def __init__(self, model: ImputationModel, *, device: torch.device, precision: Literal["fp32", "bf16"]) -> None:
+        self.network = Network(model.to(device))
+        self.device = device
+        self.reduced = precision == "bf16"
+
+    @torch.inference_mode()
+    def __call__(
+        self, images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]
+    ) -> tuple[Float[Tensor, "b m h w"], list[Float[Tensor, "b _ hc wc"]]]:
+        """See :class:`codebrain.engines._contract.Engine`."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.reduced):
+            completed, *grades = self.network(images.to(self.device), present.to(self.device))
+        return completed, grades
