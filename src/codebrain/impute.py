@@ -21,7 +21,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from codebrain.data.slices import LEAST_FOREGROUND
-from codebrain.engines import choose_engine, engine_name
+from codebrain.engines import choose_engine, engine_name, precisions
+from codebrain.engines._contract import Engine
+from codebrain.engines.check import PrecisionCheck, choose_precision
 from codebrain.errors import Notice, is_out_of_memory, refusal
 from codebrain.imaging.align import AlignmentRecord, align_study
 from codebrain.imaging.frame import Frame
@@ -38,16 +40,19 @@ from codebrain.records import RunFacts
 from codebrain.results import Image, Imputation, ImputedContrast, IntensityScale
 from codebrain.threads import in_threads
 from codebrain.uncertainty import StudyDoubt, code_doubt, slice_doubts
-from codebrain.vocabulary import Modality, ModalitySet
+from codebrain.vocabulary import Modality, ModalitySet, Precision, parse_precision
 
 SLICES_AT_ONCE = {"cpu": 1, "cuda": 16}
-"""Slices per forward pass. Memory stays flat, and on a CPU one slice at a time was the fastest (0.13 s a
-slice of 184 x 152 with the starter on one core; 0.17 s with two or four), because it stays in the cache."""
+"""Slices per forward pass of an engine that says nothing else. Memory stays flat, and on a CPU a slice for each
+thread is the fastest, because it stays in the cache."""
 
 _SCORED_AT_ONCE = 16
 """Slices whose SSIM is computed together: its moments are five images each."""
 
 _METRICS = {"PSNR": psnr, "SSIM": ssim, "MAE": mae}
+
+_WORTH_A_CHECK = 8
+"""Slices below which float32 is as fast as finding out."""
 
 Advance = Callable[[int, int, str], None]
 Stack = Float[np.ndarray, "n h w"]
@@ -59,12 +64,14 @@ class Imputer:
     Args:
         model: in evaluation mode, with its preparation.
         device: where it computes.
-        precision: ``fp32`` or ``bf16`` (1.4 times as fast on two cores with AMX; 58 to 62 dB from
-            fp32 inside the head).
+        precision: ``fp32``, ``bf16``, ``int8``, or ``auto``: the fastest that stays within
+            :data:`codebrain.engines.check.LIMIT_DB` of ``fp32`` on two slices of the study.
+        engine: see :mod:`codebrain.engines`.
 
     Attributes:
         at_once: slices per forward pass; halved when a device runs out of memory, for all studies that follow.
         notices: says so.
+        check: how the precision of the last study was chosen.
     """
 
     def __init__(
@@ -72,14 +79,17 @@ class Imputer:
         model: ImputationModel,
         *,
         device: torch.device | None = None,
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: Precision = "fp32",
         engine: str = "auto",
     ) -> None:
         self.device = device or torch.device("cpu")
         self.model = model.to(self.device)
         self.precision = precision
-        self.engine = choose_engine(self.model, engine, device=self.device, precision=precision)
-        self.at_once = SLICES_AT_ONCE.get(self.device.type, 1)
+        self.engine = engine_name(engine)
+        self.check = PrecisionCheck(precision, "fp32" if precision == "auto" else precision)
+        self._engines: dict[Precision, Engine] = {}
+        first = self._computes(self.check.used)
+        self.at_once = getattr(first, "at_once", SLICES_AT_ONCE.get(self.device.type, 1))
         self.notices: tuple[Notice, ...] = ()
 
     @classmethod
@@ -98,7 +108,8 @@ class Imputer:
             source: ``starter`` or a path.
             device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
             threads: CPU threads; by default the cores allotted to this process.
-            precision: ``auto`` (fp32), ``fp32`` or ``bf16``.
+            precision: ``auto`` (the fastest that is close to ``fp32`` by a check on every study), ``fp32``, ``bf16`` or
+                ``int8``.
             engine: ``auto`` (torch), ``torch``, ``openvino`` or ``onnx``; see :mod:`codebrain.engines`.
 
         Raises:
@@ -107,13 +118,10 @@ class Imputer:
                 do not go together.
             EnvironmentRefused: ``ENV_GPU`` for a GPU that is not there, ``ENV_EXTRA`` for an engine that is not.
         """
-        if precision not in ("auto", "fp32", "bf16"):
-            expected = "auto, fp32 or bf16"
-            raise refusal("CONFIG", "no such precision", field="precision", found=precision, expected=expected)
+        exact = parse_precision(precision)
         place = choose_device(device)
         set_threads(threads)
         name = engine_name(engine)  # refused before the weights are read
-        exact: Literal["fp32", "bf16"] = "bf16" if precision == "bf16" else "fp32"
         return cls(load_model(source), device=place, precision=exact, engine=name)
 
     @property
@@ -181,8 +189,8 @@ class Imputer:
         with watch("native"):
             spaces = native_spaces(asked, study, prepared, truth.alignment)
         facts = RunFacts(
-            study, plan, prepared, self.model, str(self.device), self.precision, truth.alignment, spaces, unsure,
-            self.notices, engine=self.engine.name,
+            study, plan, prepared, self.model, str(self.device), self.check, truth.alignment, spaces, unsure,
+            self.notices, engine=self.engine,
         )  # fmt: skip
         scales = {m: intensity_scale(m, self.model.preparation.intensity_scale, intensity) for m in unit}
         contrasts = {
@@ -223,6 +231,7 @@ class Imputer:
     ) -> tuple[dict[Modality, Stack], Stack | None]:
         """The imputed stacks ``(n, h, w)`` in [0, 1] and the doubt, a few slices at a time."""
         count, _, height, width = prepared.slices.shape
+        self.check = self._checked(prepared, plan)
         stacks = {m: np.empty((count, height, width), np.float32) for m in plan.targets}
         doubt: Stack | None = None
         start = 0
@@ -236,7 +245,7 @@ class Imputer:
             for target in plan.targets:
                 stacks[target][part] = images[:, self.modalities.index(target)].numpy()
             if entropy is not None:
-                doubt = np.empty((count, height, width), np.float32) if doubt is None else doubt
+                doubt = np.zeros((count, height, width), np.float32) if doubt is None else doubt
                 doubt[part] = entropy.numpy()
             start = min(part.stop, count)
             if advance is not None:
@@ -265,9 +274,30 @@ class Imputer:
 
     def study_doubt(self, prepared: PreparedStudy, plan: Plan, doubt: Stack) -> StudyDoubt:
         """What the doubt ``(n, h, w)`` of a study says, against the limit for so many given contrasts."""
-        head = prepared.frame.apply(prepared.foreground.astype(np.float32)) > 0.5
+        head = self._head(prepared)
         limit = self.model.doubt_limits.get(len(plan.given))
         return StudyDoubt.of(slice_doubts(doubt, head), prepared.frame.slices[0], limit)
+
+    def _checked(self, prepared: PreparedStudy, plan: Plan) -> PrecisionCheck:
+        """The precision for a study; where there is a choice it costs a few slices' time."""
+        faster = precisions(self.model, self.engine, self.device) if self.precision == "auto" else ()
+        if not faster or len(prepared.slices) < _WORTH_A_CHECK:
+            return PrecisionCheck(self.precision, "fp32" if self.precision == "auto" else self.precision)
+        return choose_precision(
+            self._computes, faster, torch.from_numpy(prepared.slices),
+            torch.tensor(self.modalities.pattern(plan.given)), head=torch.from_numpy(self._head(prepared)),
+            targets=[self.modalities.index(m) for m in plan.targets],
+        )  # fmt: skip
+
+    @staticmethod
+    def _head(prepared: PreparedStudy) -> Bool[np.ndarray, "n h w"]:
+        return prepared.frame.apply(prepared.foreground.astype(np.float32)) > 0.5
+
+    def _computes(self, precision: Precision) -> Engine:
+        """The engine for a precision, made when it is first needed."""
+        if precision not in self._engines:
+            self._engines[precision] = choose_engine(self.model, self.engine, device=self.device, precision=precision)
+        return self._engines[precision]
 
     @torch.inference_mode()
     def _forward(
@@ -275,7 +305,7 @@ class Imputer:
     ) -> tuple[Float[Tensor, "b m h w"], Float[Tensor, "b h w"] | None]:
         """Completed slices and doubt, on the CPU."""
         present = torch.tensor(self.modalities.pattern(given)).expand(len(slices), -1)
-        completed, grades = self.engine(slices, present)
+        completed, grades = self._computes(self.check.used)(slices, present)
         if not torch.isfinite(completed).all():
             raise refusal("CKPT_NONFINITE", "the model computed values that are not finite", file=self.model.name)
         height, width = slices.shape[-2:]

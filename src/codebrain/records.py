@@ -12,6 +12,7 @@ import torch
 
 import codebrain
 from codebrain import marks, output
+from codebrain.engines.check import PrecisionCheck
 from codebrain.errors import Notice
 from codebrain.imaging.align import AlignmentRecord
 from codebrain.imaging.prepared import PreparedStudy
@@ -39,7 +40,7 @@ class RunFacts:
         prepared: the given contrasts as the model saw them.
         model: which model.
         device: where it computed.
-        precision: ``fp32`` or ``bf16``.
+        precision: in which precision, and why.
         truth_alignment: how withheld contrasts came onto the grid.
         spaces: native spaces in which the results are given as well.
         doubt: how sure the model was; None for a model that does not grade its code.
@@ -52,7 +53,7 @@ class RunFacts:
     prepared: PreparedStudy
     model: ImputationModel
     device: str
-    precision: str
+    precision: PrecisionCheck
     truth_alignment: AlignmentRecord | None = None
     spaces: tuple[NativeSpace, ...] = ()
     doubt: StudyDoubt | None = None
@@ -83,7 +84,8 @@ class RunFacts:
             "platform": platform.platform(),
             "device": self.device,
             "threads": torch.get_num_threads(),
-            "precision": self.precision,
+            "precision": self.precision.used,
+            "precision_check": self.precision.as_dict(),
             "engine": self.engine,
             "model": self._model(),
             "reference": str(self.prepared.reference_modality),

@@ -17,6 +17,19 @@ from codebrain.parsing import parse_json_object
 Precision = Literal["auto", "fp32", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
+
+def parse_precision(name: str) -> Precision:
+    """A precision by name.
+
+    Raises:
+        UsageError: ``CONFIG``.
+    """
+    for known in PRECISIONS:
+        if name == known:
+            return known
+    raise refusal("CONFIG", "no such precision", field="precision", found=name, expected=", ".join(PRECISIONS))
+
+
 Pattern = tuple[bool, ...]
 """Which contrasts of a :class:`ModalitySet` are present, in its order."""
 

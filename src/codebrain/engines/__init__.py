@@ -6,7 +6,7 @@ The records of a run say which engine computed it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from codebrain.errors import refusal
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from codebrain.engines._contract import Engine
     from codebrain.models._contract import ImputationModel
+    from codebrain.vocabulary import Precision
 
 ENGINES = ("torch", "openvino", "onnx")
 CHOICES = ("auto", *ENGINES)
@@ -46,19 +47,27 @@ def engine_name(choice: str) -> str:
     return name
 
 
-def choose_engine(
-    model: ImputationModel, name: str = "auto", *, device: torch.device, precision: Literal["fp32", "bf16"]
-) -> Engine:
+def precisions(model: ImputationModel, name: str, device: torch.device) -> tuple[Precision, ...]:
+    """The precisions below ``fp32`` in which an engine is faster with this model on this machine, fastest first."""
+    if engine_name(name) != "torch" or device.type != "cpu":
+        return ()
+    from codebrain.engines.reduced_engine import reductions
+
+    return reductions(model)
+
+
+def choose_engine(model: ImputationModel, name: str = "auto", *, device: torch.device, precision: Precision) -> Engine:
     """The engine that computes ``model``.
 
     Args:
         model: in evaluation mode.
         name: ``auto``, ``torch``, ``openvino`` or ``onnx``.
         device: where it computes; the converted networks compute on the CPU.
-        precision: ``fp32``, or ``bf16`` where the engine has it.
+        precision: ``fp32``, or ``bf16`` or ``int8`` where the engine has it.
 
     Raises:
-        UsageError: ``CONFIG`` for an unknown name, and for a device or a precision that the engine does not have.
+        UsageError: ``CONFIG`` for an unknown name, and for a device or a precision that the engine does not have or
+            that is not faster with this model on this machine.
         EnvironmentRefused: ``ENV_EXTRA`` for an engine that is not installed.
         ModelRefused: ``CKPT_EXPORT`` for a model that cannot be converted.
     """
@@ -71,6 +80,12 @@ def choose_engine(
     if name == "onnx" and precision != "fp32":
         raise refusal("CONFIG", "the engine onnx computes in fp32 only", field="precision", found=precision,
                       expected="fp32", hint="Use --precision fp32, or another engine.")  # fmt: skip
+    if precision == "int8" and "int8" not in precisions(model, name, device):
+        raise refusal(
+            "CONFIG", "8-bit integers are not to be had here", field="precision", found=precision,
+            expected="the engine torch, a CPU with VNNI and bfloat16, a NAFNet model that is not tiny",
+            hint="Use --precision auto.",
+        )  # fmt: skip
     if name == "openvino":
         from codebrain.engines.openvino_engine import OpenVinoEngine
 
@@ -79,6 +94,22 @@ def choose_engine(
         from codebrain.engines.onnx_engine import OnnxEngine
 
         return OnnxEngine(model)
+    return _in_torch(model, device, precision)
+
+
+def _in_torch(model: ImputationModel, device: torch.device, precision: Precision) -> Engine:
+    import torch
+
+    from codebrain.engines.reduced_engine import ReducedEngine, is_nafnet, reductions
+    from codebrain.engines.slice_threads import SliceThreads
     from codebrain.engines.torch_engine import TorchEngine
 
-    return TorchEngine(model, device=device, precision=precision)
+    reduced = next((known for known in reductions(model) if known == precision), None)
+    engine: Engine
+    if reduced is None or device.type != "cpu":
+        engine = TorchEngine(model, device=device, precision=precision)
+    else:
+        engine = ReducedEngine(model, reduced)
+    # Only networks that are known to keep nothing between two slices and to draw nothing are called side by side.
+    apart = device.type == "cpu" and is_nafnet(model)
+    return SliceThreads(engine, torch.get_num_threads()) if apart else engine

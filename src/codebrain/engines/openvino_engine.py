@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from codebrain.engines.network import onnx_network
 from codebrain.models._contract import ImputationModel
+from codebrain.vocabulary import Precision
 
 _HINT = {"fp32": "f32", "bf16": "bf16"}
 
@@ -24,7 +25,7 @@ class OpenVinoEngine:
 
     name = "openvino"
 
-    def __init__(self, model: ImputationModel, *, precision: Literal["fp32", "bf16"]) -> None:
+    def __init__(self, model: ImputationModel, *, precision: Precision) -> None:
         self.request = request(onnx_network(model), precision=precision)
 
     def __call__(
@@ -41,7 +42,7 @@ class OpenVinoEngine:
         return completed, grades
 
 
-def request(network: bytes | str, *, precision: Literal["fp32", "bf16"]) -> Any:
+def request(network: bytes | str, *, precision: Precision) -> Any:
     """An inference request with torch's number of threads.
 
     Args:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from codebrain.engines.network import Network
 from codebrain.models._contract import ImputationModel
+from codebrain.vocabulary import Precision
 
 
 class TorchEngine:
@@ -17,7 +16,7 @@ class TorchEngine:
 
     name = "torch"
 
-    def __init__(self, model: ImputationModel, *, device: torch.device, precision: Literal["fp32", "bf16"]) -> None:
+    def __init__(self, model: ImputationModel, *, device: torch.device, precision: Precision) -> None:
         self.network = Network(model.to(device))
         self.device = device
         self.reduced = precision == "bf16"

@@ -20,7 +20,7 @@ from __future__ import annotations
 import copy
 import threading
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from einops import rearrange
@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from codebrain.nn.naf import Conv2d, NafBlock, NafDecoder, NafEncoder
 
 Reduced = Literal["bf16", "int8"]
+_Network = TypeVar("_Network", bound=nn.Module)
 
 SMALLEST = 192
 """Channels below which nothing is quantised, because moving the pixels costs more there than multiplying them, and
@@ -237,7 +238,7 @@ class ExactPointwise(nn.Module):
 # --- networks ---
 
 
-def accelerate(network: nn.Module, precision: Reduced, pooling: Pooling | None = None) -> nn.Module:
+def accelerate(network: _Network, precision: Reduced, pooling: Pooling | None = None) -> _Network:
     """The network with fast layers in place of those of :mod:`codebrain.nn.naf`; the original stays as it is.
 
     The code that the decoder reads beside the features, and the grades, are not quantised: the one is small beside
@@ -259,7 +260,7 @@ def accelerate(network: nn.Module, precision: Reduced, pooling: Pooling | None =
     return _with(network, **parts)
 
 
-def _with(network: nn.Module, **parts: nn.Module) -> nn.Module:
+def _with(network: _Network, **parts: nn.Module) -> _Network:
     """A shallow copy with other children."""
     clone = copy.copy(network)
     clone._modules = {**network._modules, **parts}
