@@ -13,7 +13,7 @@ import torch
 from codebrain import engines
 from codebrain.engines import _cache, choose_engine, exporting, network
 from codebrain.errors import CodeBrainError
-from codebrain.models import build_model, load_model, save_model
+from codebrain.models import build_model, load_model, model_names, save_model
 from codebrain.vocabulary import ModalitySet, Preparation
 
 CPU = torch.device("cpu")
@@ -144,3 +144,36 @@ def test_an_export_that_computes_something_else_is_not_published(tiny, tmp_path,
     monkeypatch.setitem(exporting._RUNNERS, "torchscript", wrong)
     assert "at least 80 dB" in refused("CKPT_EXPORT", exporting.export_model, tiny, tmp_path, kind="torchscript")
     assert not list(tmp_path.iterdir())
+
+
+SMALL = {
+    "codebrain": {"width": 2, "depth": 1},
+    "hf_gan": {"width": 8, "multipliers": [1, 1, 2], "layers": 1, "heads": 2, "grid": 4, "critic_width": 8,
+               "critic_halvings": 2},
+    "m2dn": {"width": 4, "sampling_steps": 3, "validation_steps": 2},
+    "mm_gan": {"width": 4, "depth": 3, "critic_width": 2},
+    "mmhvae": {"size": 16, "levels": [4, 8], "head_width": 4, "head_blocks": 1, "critic_width": 4, "critic_layers": 2},
+    "mmt": {"dim": 16, "heads": [1, 2, 2, 4], "window": 2, "critic_width": 2},
+    "nafnet": {"width": 2, "depth": 1},
+    "unified_synthesis": {"width": 4, "critic_width": 4},
+}  # fmt: skip
+"""Sizes that are quick; a model that is not here is exported as it is."""
+
+EXPORTED = {"codebrain", "mean", "mm_gan", "nafnet", "polynomial", "zeros"}
+"""The others draw at random, or go another way for every pattern, which a trace cannot."""
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_every_architecture_is_exported_as_it_is_or_refused_in_a_sentence(name, tmp_path, capfd):
+    sizes = SMALL.get(name, {})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model(name, ModalitySet.parse("T1,T2,FLAIR"), sizes).eval().requires_grad_(False)
+    if name in EXPORTED:
+        facts = exporting.export_model(model, tmp_path, kind="torchscript")
+        assert min(row["psnr_db"] for row in facts["parity"]) >= 80
+    else:
+        assert name in refused("CKPT_EXPORT", exporting.export_model, model, tmp_path, kind="torchscript")
+        assert name in refused("CKPT_EXPORT", exporting.export_model, model, tmp_path, kind="onnx")
+        assert not list(tmp_path.iterdir())
+    assert capfd.readouterr() == ("", "")
