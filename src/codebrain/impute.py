@@ -89,7 +89,7 @@ class Imputer:
         self.check = PrecisionCheck(precision, "fp32" if precision == "auto" else precision)
         self._engines: dict[Precision, Engine] = {}
         first = self._computes(self.check.used)
-        self.at_once = getattr(first, "at_once", SLICES_AT_ONCE.get(self.device.type, 1))
+        self.at_once = max(SLICES_AT_ONCE.get(self.device.type, 1), getattr(first, "at_once", 1))
         self.notices: tuple[Notice, ...] = ()
 
     @classmethod

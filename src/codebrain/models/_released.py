@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -177,7 +177,16 @@ _BLOCK = {
 }
 
 
+def released_names(tensors: Iterable[str], *, depth: int) -> dict[str, str]:
+    """Our names by those of the released code."""
+    return dict(_named(tensors, depth=depth))
+
+
 def _rename(tensors: dict[str, Tensor], *, depth: int) -> Iterator[tuple[str, Tensor]]:
+    return ((ours, tensors[theirs]) for theirs, ours in _named(tensors, depth=depth))
+
+
+def _named(tensors: Iterable[str], *, depth: int) -> Iterator[tuple[str, str]]:
     encoder = {
         "down0.0": 0,
         "down0.1": 1,
@@ -201,14 +210,14 @@ def _rename(tensors: dict[str, Tensor], *, depth: int) -> Iterator[tuple[str, Te
         "rec_model.decoder.proj_fusing.conv.": "decoder.fuse.",
         "grad_model.head.": f"prior_encoder.stages.{7 + depth}.",
     }
-    for name, value in tensors.items():
+    for name in tensors:
         prefix = next((p for p in fixed if name.startswith(p)), None)
         if prefix:
-            yield fixed[prefix] + name.removeprefix(prefix), value
+            yield name, fixed[prefix] + name.removeprefix(prefix)
             continue
         for old, new, stages in parts:
             if name.startswith(old):
-                yield f"{new}.{_stage(name.removeprefix(old), stages)}", value
+                yield name, f"{new}.{_stage(name.removeprefix(old), stages)}"
 
 
 def _stage(name: str, stages: dict[str, int]) -> str:
