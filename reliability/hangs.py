@@ -1,0 +1,225 @@
+"""Workers that hang, with the real limits: how long until the study is named, and what becomes of the others.
+
+::
+
+    python reliability/hangs.py [--only NAME]
+
+Each trial types a command with one worker and makes it hang at its second study: stopped from outside by
+``SIGSTOP``, or asleep for an hour in the middle of the work. As promised means: the study is named on stderr within
+60 seconds with ``ENV_TIMEOUT``, the other studies are finished, and the command ends with status 6 (a batch) or 0 (a
+store, whose table has the study). Where every worker is stopped, no more than four are lost, all of them named, and
+the command ends with status 4; nothing of it takes longer than 60 seconds a worker. A worker that computes in
+silence for twice the limit, as a registration does, is not ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from common import Tally, report
+
+from codebrain.data.crew import MOST_RESTARTS
+from codebrain.data.isolated import Tell, isolated
+from codebrain.machine import IDLE_S
+
+PROMISED_S = 60.0
+
+
+@dataclass
+class Watch:
+    """What a command says, and when; and its workers, which may be stopped.
+
+    Attributes:
+        process: the command.
+        said: lines on stderr with the time of their arrival.
+        stopped: when workers were stopped.
+    """
+
+    process: subprocess.Popen[str]
+    said: list[tuple[float, str]] = field(default_factory=list)
+    stopped: list[float] = field(default_factory=list)
+
+    def listen(self) -> None:
+        """Until it ends."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.said.append((time.monotonic(), line.rstrip()))
+
+    def stop_workers(self, begun: Callable[[], bool], most: int) -> None:
+        """Stop workers, one after the other, each as soon as it is at a study."""
+        known: set[int] = set()
+        while self.process.poll() is None and len(known) < most:
+            time.sleep(0.05)
+            for worker in set(_workers(self.process.pid)) - known:
+                if begun():
+                    known.add(worker)
+                    self.stopped.append(time.monotonic())
+                    os.kill(worker, signal.SIGSTOP)
+
+
+def _workers(pid: int) -> list[int]:
+    """Children that Python spawned to work."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split() if Path(f"/proc/{pid}").exists() else []
+    return [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+
+
+def start(*words: object, fault: str = "") -> Watch:
+    """Type a command."""
+    command = [sys.executable, "-m", *map(str, words)]
+    environment = {**os.environ, "CODEBRAIN_FAULT": fault}
+    return Watch(
+        subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    )
+
+
+# --- trials: name, what was not as promised, seconds ---
+
+Outcome = tuple[str, list[str], list[float]]
+
+
+def batch_of(folder: Path, studies: int, fault: str = "") -> Watch:
+    """``codebrain-bids`` over so many studies, with one worker."""
+    from kills import make_dataset
+
+    make_dataset(folder, studies)
+    return start("codebrain.app.bids_app", folder / "bids", folder / "out", "participant", "--model",
+                 folder / "model", "--jobs", 1, "--device", "cpu", fault=fault)  # fmt: skip
+
+
+def _named(watch: Watch) -> list[tuple[float, str]]:
+    """Studies that were said to hang, and when."""
+    found = [(at, re.match(r".*\b((?:sub|ms)-\w+): .*worker process neither", line)) for at, line in watch.said]
+    return [(at, match.group(1)) for at, match in found if match]
+
+
+def _waited(watch: Watch) -> list[float]:
+    """Seconds from each stop to the sentence that names the study."""
+    return [at - when for (at, _), when in zip(_named(watch), watch.stopped, strict=False)]
+
+
+def _end(watch: Watch, stopped_at: Callable[[], bool] | None, most: int = 1) -> int:
+    threads = [threading.Thread(target=watch.listen)]
+    if stopped_at is not None:
+        threads.append(threading.Thread(target=watch.stop_workers, args=(stopped_at, most)))
+    for thread in threads:
+        thread.start()
+    status = watch.process.wait()
+    for thread in threads:
+        thread.join()
+    return status
+
+
+def batch_stopped(folder: Path) -> Outcome:
+    records = folder / "out" / ".codebrain" / "records"
+    watch = batch_of(folder, 8)
+    status = _end(watch, lambda: records.is_dir() and any(records.iterdir()))
+    named = _named(watch)
+    faults = [] if status == 6 else [f"status {status}: {watch.said[-1:]}"]
+    faults += [] if len(named) == 1 and watch.stopped else [f"named {named}"]
+    finished = len(list((folder / "out").rglob("*_desc-imputed_T2w.nii.gz")))
+    faults += [] if finished == 7 else [f"{finished} of the 7 others finished"]
+    return "batch, worker stopped", faults, _waited(watch)
+
+
+def batch_asleep(folder: Path) -> Outcome:
+    """The worker sleeps at its second study; the next one at its second, too."""
+    begun = time.monotonic()
+    watch = batch_of(folder, 4, fault="batch.begin:2:hang")
+    status = _end(watch, None)
+    named = [name for _, name in _named(watch)]
+    faults = [] if (status, named) == (6, ["sub-01", "sub-03"]) else [f"status {status}, named {named}"]
+    return "batch, worker asleep", faults, [(time.monotonic() - begun) / 2]
+
+
+def batch_all_stopped(folder: Path) -> Outcome:
+    watch = batch_of(folder, 12)
+    at_work = folder / "out" / ".codebrain"
+    status = _end(watch, lambda: any(".tmp-" in path.name for path in at_work.glob(".*")), most=12)
+    named, last = _named(watch), watch.said[-1:]
+    faults = [] if status == 4 and last and "in a row were lost" in last[0][1] else [f"status {status}: {last}"]
+    faults += [] if len(named) <= MOST_RESTARTS + 1 else [f"{len(named)} were lost"]
+    return (
+        "batch, every worker stopped",
+        faults,
+        _waited(watch),
+    )
+
+
+def prepare_stopped(folder: Path) -> Outcome:
+    from kills import make_studies
+
+    make_studies(folder, 5)
+    store = folder / "store"
+    watch = start("codebrain", "prepare", "folder", folder / "studies", "-o", store, "--jobs", 1)
+    status = _end(watch, lambda: any((store / "slices").glob("*.json")))
+    named = _named(watch)
+    faults = [] if status == 0 else [f"status {status}: {watch.said[-1:]}"]
+    faults += [] if len(named) == 1 and watch.stopped else [f"named {named}"]
+    finished = len(list((store / "slices").glob("*.json")))
+    faults += [] if finished == 4 else [f"{finished} of the 4 others finished"]
+    return "prepare, worker stopped", faults, _waited(watch)
+
+
+def compute(seconds: float, tell: Tell) -> str:
+    """Silent and busy."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        sum(range(100000))
+    return "done"
+
+
+def silent_and_busy(folder: Path) -> Outcome:
+    begun = time.monotonic()
+    (answer,) = isolated(compute, [2 * IDLE_S], jobs=1, idle_s=IDLE_S, died=lambda task, error: str(error))
+    return "computes in silence", [] if answer == "done" else [answer], [time.monotonic() - begun]
+
+
+TRIALS = (batch_stopped, batch_asleep, batch_all_stopped, prepare_stopped, silent_and_busy)
+
+
+def run(only: str | None = None) -> list[Tally]:
+    """All trials at a time: they wait most of the while."""
+    tallies = []
+
+    def attempt(trial: Callable[[Path], Outcome], folder: Path) -> None:
+        name, faults, seconds = trial(folder)
+        if trial is not silent_and_busy:
+            faults += [f"{s:.1f} s" for s in seconds if s > PROMISED_S] + ([] if seconds else ["nothing was timed"])
+        tally = Tally(f"{name} ({', '.join(f'{s:.1f}' for s in seconds)} s)")
+        tally.add(name, faults)
+        tallies.append(tally)
+
+    with tempfile.TemporaryDirectory() as root:
+        threads = []
+        for trial in TRIALS:
+            if only in (None, trial.__name__):
+                folder = Path(root) / trial.__name__
+                folder.mkdir()
+                threads.append(threading.Thread(target=attempt, args=(trial, folder)))
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return tallies
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=[trial.__name__ for trial in TRIALS])
+    return report(run(parser.parse_args().only))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
