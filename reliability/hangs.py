@@ -2,12 +2,11 @@
 
 ::
 
-    python reliability/hangs.py [--only NAME]
+    python reliability/hangs.py [--only NAME ...]
 
 Each trial types a command with one worker and makes it hang at its second study: stopped from outside by
 ``SIGSTOP``, or asleep for an hour in the middle of the work. As promised means: the study is named on stderr within
-60 seconds with ``ENV_TIMEOUT``, the other studies are finished, and the command ends with status 6 (a batch) or 0 (a
-store, whose table has the study). Where every worker is stopped, no more than four are lost, all of them named, and
+60 seconds with ``ENV_TIMEOUT``, the other studies are finished, and the command ends with status 6. Where every worker is stopped, no more than four are lost, all of them named, and
 the command ends with status 4; nothing of it takes longer than 60 seconds a worker. A worker that computes in
 silence for twice the limit, as a registration does, is not ended.
 """
@@ -23,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,13 +56,16 @@ class Watch:
         for line in self.process.stderr:
             self.said.append((time.monotonic(), line.rstrip()))
 
-    def stop_workers(self, begun: Callable[[], bool], most: int) -> None:
-        """Stop workers, one after the other, each as soon as it is at a study."""
+    def stop_workers(self, begun: Callable[[int], bool], most: int) -> None:
+        """Stop workers, one after the other, each as soon as it is at a study; with ``most`` 0 only note that time."""
+        while most == 0 and not self.stopped and self.process.poll() is None:
+            time.sleep(0.02)
+            self.stopped += [time.monotonic()] if begun(0) else []
         known: set[int] = set()
         while self.process.poll() is None and len(known) < most:
             time.sleep(0.05)
             for worker in set(_workers(self.process.pid)) - known:
-                if begun():
+                if begun(worker):
                     known.add(worker)
                     self.stopped.append(time.monotonic())
                     os.kill(worker, signal.SIGSTOP)
@@ -109,10 +111,10 @@ def _waited(watch: Watch) -> list[float]:
     return [at - when for (at, _), when in zip(_named(watch), watch.stopped, strict=False)]
 
 
-def _end(watch: Watch, stopped_at: Callable[[], bool] | None, most: int = 1) -> int:
-    threads = [threading.Thread(target=watch.listen)]
-    if stopped_at is not None:
-        threads.append(threading.Thread(target=watch.stop_workers, args=(stopped_at, most)))
+def _end(watch: Watch, begun: Callable[[int], bool], most: int = 1) -> int:
+    threads = [
+        threading.Thread(target=watch.listen), threading.Thread(target=watch.stop_workers, args=(begun, most))
+    ]  # fmt: skip
     for thread in threads:
         thread.start()
     status = watch.process.wait()
@@ -124,7 +126,7 @@ def _end(watch: Watch, stopped_at: Callable[[], bool] | None, most: int = 1) -> 
 def batch_stopped(folder: Path) -> Outcome:
     records = folder / "out" / ".codebrain" / "records"
     watch = batch_of(folder, 8)
-    status = _end(watch, lambda: records.is_dir() and any(records.iterdir()))
+    status = _end(watch, lambda worker: records.is_dir() and any(records.iterdir()))
     named = _named(watch)
     faults = [] if status == 6 else [f"status {status}: {watch.said[-1:]}"]
     faults += [] if len(named) == 1 and watch.stopped else [f"named {named}"]
@@ -134,19 +136,19 @@ def batch_stopped(folder: Path) -> Outcome:
 
 
 def batch_asleep(folder: Path) -> Outcome:
-    """The worker sleeps at its second study; the next one at its second, too."""
-    begun = time.monotonic()
-    watch = batch_of(folder, 4, fault="batch.begin:2:hang")
-    status = _end(watch, None)
+    """The worker sleeps at its second study; when that began is known from the end of the first."""
+    watch = batch_of(folder, 3, fault="batch.begin:2:hang")
+    first = folder / "out" / ".codebrain" / "records" / "sub-00.json"
+    status = _end(watch, lambda worker: first.is_file(), most=0)
     named = [name for _, name in _named(watch)]
-    faults = [] if (status, named) == (6, ["sub-01", "sub-03"]) else [f"status {status}, named {named}"]
-    return "batch, worker asleep", faults, [(time.monotonic() - begun) / 2]
+    faults = [] if (status, named) == (6, ["sub-01"]) else [f"status {status}, named {named}"]
+    return "batch, worker asleep", faults, _waited(watch)
 
 
 def batch_all_stopped(folder: Path) -> Outcome:
     watch = batch_of(folder, 12)
     at_work = folder / "out" / ".codebrain"
-    status = _end(watch, lambda: any(".tmp-" in path.name for path in at_work.glob(".*")), most=12)
+    status = _end(watch, lambda worker: any(".tmp-" in path.name for path in at_work.glob(".*")), most=12)
     named, last = _named(watch), watch.said[-1:]
     faults = [] if status == 4 and last and "in a row were lost" in last[0][1] else [f"status {status}: {last}"]
     faults += [] if len(named) <= MOST_RESTARTS + 1 else [f"{len(named)} were lost"]
@@ -163,9 +165,15 @@ def prepare_stopped(folder: Path) -> Outcome:
     make_studies(folder, 5)
     store = folder / "store"
     watch = start("codebrain", "prepare", "folder", folder / "studies", "-o", store, "--jobs", 1)
-    status = _end(watch, lambda: any((store / "slices").glob("*.json")))
+    seen: set[int] = set()
+
+    def second(worker: int) -> bool:  # each study has a process of its own
+        seen.add(worker)
+        return len(seen) == 2
+
+    status = _end(watch, second)
     named = _named(watch)
-    faults = [] if status == 0 else [f"status {status}: {watch.said[-1:]}"]
+    faults = [] if status == 6 else [f"status {status}: {watch.said[-1:]}"]
     faults += [] if len(named) == 1 and watch.stopped else [f"named {named}"]
     finished = len(list((store / "slices").glob("*.json")))
     faults += [] if finished == 4 else [f"{finished} of the 4 others finished"]
@@ -189,7 +197,7 @@ def silent_and_busy(folder: Path) -> Outcome:
 TRIALS = (batch_stopped, batch_asleep, batch_all_stopped, prepare_stopped, silent_and_busy)
 
 
-def run(only: str | None = None) -> list[Tally]:
+def run(only: Sequence[str] = ()) -> list[Tally]:
     """All trials at a time: they wait most of the while."""
     tallies = []
 
@@ -204,7 +212,7 @@ def run(only: str | None = None) -> list[Tally]:
     with tempfile.TemporaryDirectory() as root:
         threads = []
         for trial in TRIALS:
-            if only in (None, trial.__name__):
+            if not only or trial.__name__ in only:
                 folder = Path(root) / trial.__name__
                 folder.mkdir()
                 threads.append(threading.Thread(target=attempt, args=(trial, folder)))
@@ -217,7 +225,7 @@ def run(only: str | None = None) -> list[Tally]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=[trial.__name__ for trial in TRIALS])
+    parser.add_argument("--only", nargs="+", default=(), choices=[trial.__name__ for trial in TRIALS])
     return report(run(parser.parse_args().only))
 
 
