@@ -6,9 +6,10 @@
 
 Each trial types a command with one worker and makes it hang at its second study: stopped from outside by
 ``SIGSTOP``, or asleep for an hour in the middle of the work. As promised means: the study is named on stderr within
-60 seconds with ``ENV_TIMEOUT``, the other studies are finished, and the command ends with status 6. Where every worker is stopped, no more than four are lost, all of them named, and
-the command ends with status 4; nothing of it takes longer than 60 seconds a worker. A worker that computes in
-silence for twice the limit, as a registration does, is not ended.
+60 seconds with ``ENV_TIMEOUT``, the other studies are finished, and the command ends with status 6. Where every
+worker is stopped, no more than four are lost, all of them named, and the command ends with status 4; nothing of it
+takes longer than 60 seconds a worker. A worker that computes in silence for twice the limit, as a registration does,
+is not ended.
 """
 
 from __future__ import annotations
