@@ -133,8 +133,8 @@ def run_batch(
         layout: how results are named.
         jobs: worker processes; by default what cores and memory allow, 0 works in this process. Workers are spawned,
             so a script that calls this needs ``if __name__ == "__main__"``.
-        study_timeout_s: how long a worker may show no progress before it is ended and its study counts as failed
-            (``ENV_TIMEOUT``); not without workers.
+        study_timeout_s: how long a worker may say nothing before it is ended and its study counts as failed
+            (``ENV_TIMEOUT``); one that does nothing at all is ended after ``IDLE_S``. Not without workers.
         overwrite: make again what was made with other settings.
         sources: folders of raw data, in which no result may lie.
         prepare: called with the locked output folder before the work.
@@ -142,7 +142,8 @@ def run_batch(
 
     Raises:
         EnvironmentRefused: ``LOCKED``, ``OUT_*`` (also during the work: a full disk stops every study), ``ENV_GPU``,
-            ``ENV_WORKER`` and ``ENV_TIMEOUT`` when a worker ended or hung before its first study.
+            ``ENV_WORKER`` and ``ENV_TIMEOUT`` when a worker ended or hung before its first study, or too many did in
+            a row.
         ModelRefused: as :func:`codebrain.models.load_model`.
         InputRefused: ``MOD_TARGET_UNKNOWN``.
     """

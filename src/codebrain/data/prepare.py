@@ -143,7 +143,7 @@ def prepare_store(
         jobs: worker processes at a time, fewer where memory is short; 0 works in this process (then a crash of a
             study is ours). Workers are spawned, so a script that calls this needs ``if __name__ == "__main__"``.
         study_timeout_s: how long a worker may take for one study before it is ended and the study refused
-            (``ENV_TIMEOUT``); not without workers.
+            (``ENV_TIMEOUT``); one that does nothing at all is ended after ``IDLE_S``. Not without workers.
         resume: keep subjects whose files, inputs and protocol are unchanged.
         overwrite: replace an earlier store.
         progress: told after each subject.
