@@ -106,12 +106,14 @@ def make_dataset(folder: Path, count: int) -> None:
 def bids(folder: Path, out: Path, jobs: int) -> None:
     from codebrain.app import bids_app
     from codebrain.batch.engine import BatchSettings
+    from codebrain.machine import STUDY_TIMEOUT_S
 
     settings = BatchSettings(str(folder / "model"), align="none", device="cpu", threads=1)
     selection = bids_app.Selection(None, None, [], True)
     bids_app.participant(
-        folder / "bids", out, selection, settings, jobs=jobs, overwrite=False, as_json=False, quiet=True
-    )
+        folder / "bids", out, selection, settings, jobs=jobs, study_timeout=STUDY_TIMEOUT_S, overwrite=False,
+        as_json=False, quiet=True,
+    )  # fmt: skip
 
 
 def recorded(out: Path) -> dict[str, list[Path]]:

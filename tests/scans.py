@@ -36,6 +36,23 @@ def head(contrast="T1", shape=SHAPE):
     return (np.clip(0.55 + sign * (texture - 0.5) + 0.25 * ball, 0.05, None) * inside * 800).astype(np.float32)
 
 
+WHOLE_SHAPE, WHOLE_SPACING = (52, 62, 56), 3.5
+
+
+def whole_head(face=True):
+    """Scalp, skull and brain as shells; without a face, the lower front is cut away."""
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in WHOLE_SHAPE), indexing="ij")
+    radius = np.sqrt(x**2 + y**2 + z**2)
+    brain = 0.6 + 0.2 * np.sin(7 * x) * np.cos(5 * y) * np.cos(6 * z)
+    layers = [(0.98, 0.9), (0.88, 0.08), (0.78, brain)]
+    data = np.zeros(WHOLE_SHAPE)
+    for outer, value in layers:
+        data = np.where(radius < outer, value, data)
+    if not face:
+        data[(y > 0.3) & (z < 0.05)] = 0
+    return (800 * data).astype(np.float32)
+
+
 def nifti(data, affine=None, *, dtype=None, codes=(1, 1), cls=nib.Nifti1Image, units="mm"):
     """The bytes of a plain NIfTI file."""
     affine = affine_of(shape=(*data.shape, 1)[:3]) if affine is None else affine

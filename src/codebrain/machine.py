@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     import torch
 
 STUDY_TIMEOUT_S = 7200.0
-"""How long the worker of a study may show no progress. The slowest step, a registration with a deformation, takes
-minutes; a disk or a driver that hangs takes for ever."""
+"""How long the worker of a study may say nothing. The slowest step, a registration with a deformation, takes
+minutes; a computation that never ends takes for ever."""
+
+IDLE_S = 50.0
+"""How long a worker may neither say, compute, read nor write anything: a stopped process, a lock, a disk that hangs.
+With the rhythm at which workers are looked at it is ended within a minute."""
 
 _CGROUP = Path("/sys/fs/cgroup")
 

@@ -124,6 +124,26 @@ def test_the_sidecars_say_what_an_image_is_and_where_it_comes_from(whole, tiny_m
     assert 0 < float(lines[15].split("\t")[2]) < 1
 
 
+def air_of_noise(data):
+    """As a magnitude image has it; a bare brain in it proves nothing about its scalp."""
+    noise = np.random.default_rng(0).normal(0, 0.04 * data.max(), (2, *data.shape))
+    return np.hypot(data + noise[0], noise[1]).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("head", "stripped"), [("brain", True), ("whole", False), ("without a face", False), ("brain in noise", False)]
+)
+def test_the_sidecar_says_whether_the_skull_is_gone(bids, tmp_path, head, stripped):
+    data = scans.head() if "brain" in head else scans.whole_head(face=head == "whole")
+    spacing = scans.SPACING if "brain" in head else scans.WHOLE_SPACING
+    datasets.begin(tmp_path / "raw")
+    (scan,) = datasets.add(tmp_path / "raw", "sub-01_T1w.nii.gz")
+    scans.write_scan(scan, air_of_noise(data) if "noise" in head else data, scans.affine_of(spacing, data.shape))
+    assert bids("--want", "T2").status == 0
+    sidecars = (tmp_path / "out" / "sub-01" / "anat").glob("*_T2w.json")
+    assert {json.loads(path.read_text())["SkullStripped"] for path in sidecars} == {stripped}
+
+
 @pytest.mark.row("H7")
 def test_the_images_are_marked_and_on_the_grid_of_their_source(whole):
     out = whole / "out" / "sub-02" / "anat" / "sub-02_desc-imputed_T2w.nii.gz"

@@ -5,30 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 
-import numpy as np
 import pytest
 
 import scans
 
-SHAPE, MM = (52, 62, 56), 3.5
-
-
-def whole_head(face=True):
-    """Scalp, skull and brain as shells; without a face, the lower front is cut away."""
-    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij")
-    radius = np.sqrt(x**2 + y**2 + z**2)
-    brain = 0.6 + 0.2 * np.sin(7 * x) * np.cos(5 * y) * np.cos(6 * z)
-    layers = [(0.98, 0.9), (0.88, 0.08), (0.78, brain)]
-    data = np.zeros(SHAPE)
-    for outer, value in layers:
-        data = np.where(radius < outer, value, data)
-    if not face:
-        data[(y > 0.3) & (z < 0.05)] = 0
-    return (800 * data).astype(np.float32)
-
 
 def write_head(path, **kwargs):
-    return scans.write_scan(path, whole_head(**kwargs), scans.affine_of(MM, SHAPE))
+    return scans.write_scan(path, scans.whole_head(**kwargs), scans.affine_of(scans.WHOLE_SPACING, scans.WHOLE_SHAPE))
 
 
 @pytest.fixture

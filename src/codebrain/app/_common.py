@@ -47,7 +47,7 @@ QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing bu
 TimeoutOption = Annotated[
     float,
     typer.Option("--study-timeout", metavar="SECONDS", min=1,
-                 help="End a worker that shows no progress with a study for so long; the others go on."),
+                 help="End a worker that computes in silence for so long; one that does nothing is ended in a minute."),
 ]  # fmt: skip
 OutOption = Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="Folder for the results.")]
 

@@ -32,7 +32,7 @@ from codebrain.batch.layouts import BatchStudy
 from codebrain.errors import refusal
 from codebrain.imaging import safe_files
 from codebrain.imaging.bids_dataset import DESCRIPTION, BidsDataset, BidsStudy, check_sidecars
-from codebrain.imaging.intensity import skull_stripped
+from codebrain.imaging.domain import skull_stripped
 from codebrain.report.page import render
 from codebrain.results import Imputation, ImputedContrast, output_row
 from codebrain.vocabulary import Modality
@@ -107,8 +107,13 @@ class DerivativeLayout:
 
 
 def _stripped(result: Imputation) -> bool:
-    """What BIDS wants to know about every derived image: imputed ones show what their reference shows."""
-    return skull_stripped(next(iter(result.contrasts.values())).reference.data)
+    """What BIDS wants to know about every derived image: imputed ones show what their reference shows.
+
+    BIDS wants a yes or a no, so that "unclear" must become one of them. It is a no: true would claim that the tissue
+    around the brain is gone, on which later programs skip their own skull stripping, and people share images; a bare
+    brain that is stripped once more loses little.
+    """
+    return skull_stripped(next(iter(result.contrasts.values())).reference).verdict == "stripped"
 
 
 def _write_contrast(

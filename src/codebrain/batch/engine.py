@@ -17,11 +17,11 @@ from codebrain import output
 from codebrain.batch.folder import BAD, FILES, RECORD, BatchFolder, StudyRecord, task_digest
 from codebrain.batch.layouts import BatchStudy, Layout
 from codebrain.data.crew import Job, crew
-from codebrain.data.isolated import Tell
+from codebrain.data.isolated import LOST, Tell
 from codebrain.errors import CodeBrainError, Notice, as_refusal, refusal
 from codebrain.faults import fault
 from codebrain.imaging import safe_files
-from codebrain.machine import STUDY_TIMEOUT_S, allotted_cores, default_threads, memory_limit
+from codebrain.machine import IDLE_S, STUDY_TIMEOUT_S, allotted_cores, default_threads, memory_limit
 from codebrain.models import model_facts
 from codebrain.plan import check_targets
 from codebrain.vocabulary import Modality
@@ -135,8 +135,8 @@ def run_batch(
         layout: how results are named.
         jobs: worker processes; by default what cores and memory allow, 0 works in this process. Workers are spawned,
             so a script that calls this needs ``if __name__ == "__main__"``.
-        study_timeout_s: how long a worker may show no progress before it is ended and its study counts as failed
-            (``ENV_TIMEOUT``); not without workers.
+        study_timeout_s: how long a worker may say nothing before it is ended and its study counts as failed
+            (``ENV_TIMEOUT``); one that does nothing at all is ended after ``IDLE_S``. Not without workers.
         overwrite: make again what was made with other settings.
         sources: folders of raw data, in which no result may lie.
         prepare: called with the locked output folder before the work.
@@ -144,7 +144,8 @@ def run_batch(
 
     Raises:
         EnvironmentRefused: ``LOCKED``, ``OUT_*`` (also during the work: a full disk stops every study), ``ENV_GPU``,
-            ``ENV_WORKER`` and ``ENV_TIMEOUT`` when a worker ended or hung before its first study.
+            ``ENV_WORKER`` and ``ENV_TIMEOUT`` when a worker ended or hung before its first study, or too many did in
+            a row.
         ModelRefused: as :func:`codebrain.models.load_model`.
         InputRefused: ``MOD_TARGET_UNKNOWN``.
     """
@@ -163,7 +164,7 @@ def run_batch(
         tasks = [_Task(study, shared, folder.settings, layout, folder.state) for study in todo]
         try:
             job = Job(_Begin(shared), _attempt, _died)
-            for outcome in crew(job, tasks, jobs=workers, told=batch.told, patience_s=study_timeout_s):
+            for outcome in crew(job, tasks, jobs=workers, told=batch.told, patience_s=study_timeout_s, idle_s=IDLE_S):
                 batch.settle(outcome)
         finally:
             batch.write_table()
@@ -241,7 +242,8 @@ class _Batch:
             self.folder.commit(outcome.stage, record)
         else:
             record = self.folder.note(record)
-        _log.info("%s: %s", record.study, record.message or record.status)
+        level = logging.WARNING if record.code in LOST else logging.INFO  # at once, not with the sum at the end
+        _log.log(level, "%s: %s", record.study, record.message or record.status)
         self._settled[record.study] = record
         self._tell(record.study)
 

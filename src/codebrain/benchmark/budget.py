@@ -26,7 +26,7 @@ from codebrain.data.isolated import Tell, isolated
 from codebrain.data.slices import SliceStore
 from codebrain.errors import CodeBrainError, refusal
 from codebrain.imaging import safe_files
-from codebrain.machine import set_threads
+from codebrain.machine import IDLE_S, set_threads
 from codebrain.models import build_model
 from codebrain.output import read_json
 from codebrain.settings import parse_settings
@@ -151,7 +151,7 @@ def plan(
     safe_files.write_json(out / PLAN, {"methods": entries})
     # Timed one after the other, so that none is slowed by another; in processes, so that their memory is free again.
     for timing, config, error in isolated(_lengthen, new, jobs=1 if timings and timings[0].budget.seconds else 0,
-                                          died=_died, patience_s=SILENT_S):  # fmt: skip
+                                          died=_died, patience_s=SILENT_S, idle_s=IDLE_S):  # fmt: skip
         if config is None:
             errors[timing.label] = error or refusal("ENV_WORKER", "its length could not be found out")
             _log.warning("%s: %s", timing.label, errors[timing.label])

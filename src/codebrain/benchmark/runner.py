@@ -21,7 +21,7 @@ from codebrain.benchmark.worker import SILENT_S
 from codebrain.data.isolated import isolated
 from codebrain.data.slices import SliceStore
 from codebrain.errors import CodeBrainError, refusal
-from codebrain.machine import allotted_cores, choose_device, set_threads
+from codebrain.machine import IDLE_S, allotted_cores, choose_device, set_threads
 from codebrain.training.config import TrainConfig
 from codebrain.vocabulary import ModalitySet
 
@@ -173,7 +173,7 @@ def _run(tasks: Sequence[Contestant], cells: int, places: Sequence[str], jobs: i
 
     outcomes = []
     for outcome in isolated(
-        contest, tasks, jobs=jobs, died=died, patience_s=SILENT_S,
+        contest, tasks, jobs=jobs, died=died, patience_s=SILENT_S, idle_s=IDLE_S,
         told=lambda task, message: tell(task.label, *message),
         placed=lambda task, slot: replace(task, device=places[slot % len(places)]),
     ):  # fmt: skip

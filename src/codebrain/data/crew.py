@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar, cast
 
-from codebrain.data.isolated import Patience, Tell, death, end_with, hang, see_off
+from codebrain.data.isolated import Patience, Tell, death, end_with, see_off
 from codebrain.errors import CodeBrainError, as_refusal, refusal
 
 State = TypeVar("State")
@@ -26,6 +26,11 @@ Result = TypeVar("Result")
 
 _PATIENCE_S = 1.0
 """How long workers that are told to end may take before they are killed; a batch ends within five seconds."""
+
+
+MOST_RESTARTS = 3
+"""Workers that are replaced in a row, without a single answer between them. Whatever ends a fourth will end the next:
+a driver, a disk, too little memory."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +64,12 @@ def crew(
     jobs: int,
     told: Callable[[Task, Any], None] = lambda task, message: None,
     patience_s: float | None = None,
+    idle_s: float | None = None,
 ) -> Iterator[Result]:
     """Results as they come, from workers that take one task after another.
 
-    A worker that dies is replaced. Closing the iterator ends the workers. A worker never outlives this process.
+    A worker that dies or hangs is replaced, unless too many were (:data:`MOST_RESTARTS`). Closing the iterator ends
+    the workers. A worker never outlives this process.
 
     Args:
         job: what to do.
@@ -71,17 +78,18 @@ def crew(
         told: hears in this process what a task tells.
         patience_s: how long a worker may neither answer nor tell anything before it is killed; for ever by default.
             Without workers there is no limit.
+        idle_s: how long it may do nothing at all, as :class:`~codebrain.data.isolated.Patience` has it.
 
     Raises:
-        CodeBrainError: what ``begin`` raised; ``ENV_WORKER`` when a worker ended while it began, ``ENV_TIMEOUT`` when
-            it hung.
+        CodeBrainError: what ``begin`` raised; ``ENV_WORKER`` when a worker ended while it began or too many in a row
+            were lost, ``ENV_TIMEOUT`` when it, or the last of them, hung.
     """
     if jobs == 0:
         kept = job.begin(0) if tasks else None
         for task in tasks:
             yield job.work(kept, task, partial(told, task))  # type: ignore[arg-type]
         return
-    at_work = _Crew(job, tasks, Patience[Connection](patience_s))
+    at_work = _Crew(job, tasks, Patience[Connection](patience_s, idle_s))
     try:
         for slot in range(min(jobs, len(tasks))):
             at_work.enlist(slot)
@@ -92,10 +100,11 @@ def crew(
                 elif kind == "failed":
                     raise cast("CodeBrainError", message)
                 elif kind in ("ended", "hangs"):
-                    yield at_work.replace(worker, hangs=kind == "hangs")
+                    yield at_work.replace(worker, message)
                 else:
                     at_work.next_task(worker)  # before the result is handed on, which may take its time
                     if kind == "answer":
+                        at_work.succeeded()
                         yield cast("Result", message)
     finally:
         _dismiss(at_work.workers)
@@ -109,6 +118,9 @@ class _Crew(Generic[State, Task, Result]):
         self.waiting = deque(tasks)
         self.workers: list[_Worker[Task]] = []
         self.patience = patience
+        self.lost: list[CodeBrainError] = []
+        """Why workers were lost since the last answer."""
+        self.vacant: list[int] = []
 
     @property
     def left(self) -> bool:
@@ -116,22 +128,31 @@ class _Crew(Generic[State, Task, Result]):
         return bool(self.waiting) or any(worker.task is not None for worker in self.workers)
 
     def listen(self) -> Iterator[tuple[_Worker[Task], str, Any]]:
-        """Wait, and give every worker that has said something, or is silent for too long."""
+        """Wait, and give every worker that has said something, or hangs.
+
+        Raises:
+            CodeBrainError: when there is work and nobody left to do it.
+        """
+        if not self.workers:
+            raise self._given_up()
         heeded = {worker.pipe: worker for worker in self.workers if worker.task is not None or not worker.ready}
         ready = wait(list(heeded), self.patience.left_s())
-        silent = [pipe for pipe in self.patience.exhausted() if pipe not in ready]
+        hanging = self.patience.exhausted()
         for pipe, worker in heeded.items():
             if pipe in ready:
-                self.patience.heard(pipe)
+                self._expect(worker)
                 yield worker, *_hear(worker)
-            elif pipe in silent:
-                yield worker, "hangs", None
+            elif pipe in hanging:
+                yield worker, "hangs", hanging[pipe]
 
     def enlist(self, slot: int) -> None:
         """Start a worker."""
         worker: _Worker[Task] = _start(self.job, slot)
         self.workers.append(worker)
-        self.patience.heard(worker.pipe)
+        self._expect(worker)
+
+    def _expect(self, worker: _Worker[Task]) -> None:
+        self.patience.heard(worker.pipe, worker.process.pid or 0)
 
     def next_task(self, worker: _Worker[Task]) -> None:
         """Give a worker that is ready something to do, if there is anything."""
@@ -141,20 +162,39 @@ class _Crew(Generic[State, Task, Result]):
         else:
             self.patience.forget(worker.pipe)
 
-    def replace(self, worker: _Worker[Task], *, hangs: bool) -> Result:
-        """The result of the task of a worker that is dead, or hangs; a new worker comes where there is work left."""
+    def succeeded(self) -> None:
+        """There was an answer: workers that were not replaced come back."""
+        self.lost.clear()
+        self._fill()
+
+    def replace(self, worker: _Worker[Task], why: CodeBrainError | None) -> Result:
+        """The result of the task of a worker that hangs, or is dead (``None``); a new one comes where there is work."""
         self.workers.remove(worker)
         self.patience.forget(worker.pipe)
-        see_off(worker.process, 0 if hangs else _PATIENCE_S)
+        see_off(worker.process, 0 if why else _PATIENCE_S)
         worker.pipe.close()
-        why = hang(self.patience.limit_s or 0) if hangs else death(worker.process.exitcode)
+        why = why or death(worker.process.exitcode)
         if worker.task is None:
             raise refusal(
                 why.code, f"{why.message} while it loaded the model", hint="Use fewer --jobs if memory is short."
             )
-        if self.waiting:
-            self.enlist(worker.slot)
+        self.lost.append(why)
+        self.vacant.append(worker.slot)
+        self._fill()
         return self.job.died(worker.task, why)
+
+    def _fill(self) -> None:
+        while self.waiting and self.vacant and len(self.lost) <= MOST_RESTARTS:
+            self.enlist(self.vacant.pop())
+
+    def _given_up(self) -> CodeBrainError:
+        last = self.lost[-1]
+        return refusal(
+            last.code,
+            f"{len(self.lost)} workers in a row were lost without a single result, so that no more are started:"
+            f" {last.message} ({len(self.waiting)} left to do)",
+            hint="Look at these, at memory and at the disk; type the command again to go on, perhaps with --jobs 1.",
+        )
 
 
 def _give(worker: _Worker[Task], task: Task) -> None:

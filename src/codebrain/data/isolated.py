@@ -13,11 +13,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar, cast
 
+from codebrain.data.pulse import Pulse, pulse
 from codebrain.errors import CodeBrainError, refusal
 
 Task = TypeVar("Task")
@@ -26,6 +28,15 @@ Worker = TypeVar("Worker", bound=Hashable)
 
 Tell = Callable[[Any], None]
 """What a task calls to say how far it is."""
+
+_LOOKS = 10
+"""How often an idle worker is looked at before it is ended."""
+
+_LEAST_BUSY = 0.01
+"""Of the time; less is no work."""
+
+LOST = ("ENV_WORKER", "ENV_TIMEOUT")
+"""Codes of a worker that ended or hung."""
 
 _ENDING_S = 5.0
 """How long a process may take to end once it has answered, or was killed; one that hangs in the kernel, on a lost
@@ -43,37 +54,95 @@ def hang(silent_s: float) -> CodeBrainError:
     return refusal("ENV_TIMEOUT", f"the worker process showed no progress for {silent_s:g} s and was ended")
 
 
-class Patience(Generic[Worker]):
-    """Since when each worker has said nothing.
+def standstill(idle_s: float) -> CodeBrainError:
+    """What is said of a worker that was ended because it did nothing at all for so long."""
+    what = "the worker process neither computed, read, wrote nor answered"
+    return refusal("ENV_TIMEOUT", f"{what} for {idle_s:g} s and was ended")
 
-    Args:
-        limit_s: how long that is borne; for ever by default.
+
+@dataclass
+class _Watched:
+    """A worker from which something is expected.
+
+    Attributes:
+        pid: its process.
+        heard: when it last said something.
+        looked: when its process was last looked at.
+        pulse: what it had done when it was last seen to do something.
+        idle_s: how long it has done nothing since.
     """
 
-    def __init__(self, limit_s: float | None = None) -> None:
-        self.limit_s = limit_s
-        self._heard: dict[Worker, float] = {}
+    pid: int
+    heard: float
+    looked: float
+    pulse: Pulse | None = None
+    idle_s: float = 0.0
 
-    def heard(self, worker: Worker) -> None:
+
+class Patience(Generic[Worker]):
+    """Which workers hang: those that say nothing for long, and those that do nothing for a while.
+
+    A registration says nothing for minutes and computes all the time. A worker that is stopped, waits for a lock or
+    for a disk does nothing, and needs no such time to be known (on Linux; elsewhere only silence counts).
+
+    Args:
+        silent_s: how long silence is borne; for ever by default.
+        idle_s: how long idleness is borne: no reading, no writing, and no more computing than a hundredth of the
+            time, which is what a thread needs that only looks at the clock. For ever by default.
+    """
+
+    def __init__(self, silent_s: float | None = None, idle_s: float | None = None) -> None:
+        self.silent_s = silent_s
+        self.idle_s = idle_s
+        self._watched: dict[Worker, _Watched] = {}
+
+    def heard(self, worker: Worker, pid: int) -> None:
         """It begins, or has just said something."""
-        self._heard[worker] = time.monotonic()
+        now = time.monotonic()
+        self._watched[worker] = _Watched(pid, now, now)
 
     def forget(self, worker: Worker) -> None:
         """Nothing is expected of it."""
-        self._heard.pop(worker, None)
+        self._watched.pop(worker, None)
 
     def left_s(self) -> float | None:
-        """Seconds until it ends with the first of them."""
-        if self.limit_s is None or not self._heard:
-            return None
-        return max(0.0, min(self._heard.values()) + self.limit_s - time.monotonic())
+        """Seconds until a worker has to be looked at, or ended."""
+        now, due = time.monotonic(), list[float]()
+        for one in self._watched.values():
+            due += [] if self.silent_s is None else [one.heard + self.silent_s]
+            due += [] if self.idle_s is None else [one.looked + self.idle_s / _LOOKS]
+        return max(0.0, min(due) - now) if due else None
 
-    def exhausted(self) -> list[Worker]:
-        """Those that have been silent for too long; what waits in their pipe must have been heard before."""
-        if self.limit_s is None:
-            return []
-        begun = time.monotonic() - self.limit_s
-        return [worker for worker, heard in self._heard.items() if heard <= begun]
+    def exhausted(self) -> dict[Worker, CodeBrainError]:
+        """Those that hang, and why; what waits in their pipe must have been heard before."""
+        now = time.monotonic()
+        found = {}
+        for worker, one in self._watched.items():
+            if self.silent_s is not None and one.heard + self.silent_s <= now:
+                found[worker] = hang(self.silent_s)
+            elif self.idle_s is not None and self._idle(one, now, self.idle_s):
+                found[worker] = standstill(self.idle_s)
+        return found
+
+    @staticmethod
+    def _idle(one: _Watched, now: float, limit_s: float) -> bool:
+        """Look at a worker, if it is time."""
+        rhythm = limit_s / _LOOKS
+        if now < one.looked + rhythm:
+            return False
+        seen = pulse(one.pid)
+        before, passed, one.looked = one.pulse, now - one.looked, now
+        if seen is None or before is None or _lives(before, seen, limit_s):
+            one.pulse, one.idle_s = seen, 0.0
+            return False
+        # Longer gaps are not its fault: we were busy ourselves, or the whole job was stopped (Ctrl-Z) and goes on.
+        one.idle_s += min(passed, 2 * rhythm)
+        return one.idle_s >= limit_s
+
+
+def _lives(before: Pulse, now: Pulse, limit_s: float) -> bool:
+    computed = (now.ticks - before.ticks) / os.sysconf("SC_CLK_TCK")
+    return now.runs or now.moved != before.moved or computed > _LEAST_BUSY * limit_s
 
 
 def see_off(process: BaseProcess, patience_s: float = _ENDING_S) -> None:
@@ -92,6 +161,7 @@ def isolated(
     died: Callable[[Task, CodeBrainError], Result],
     told: Callable[[Task, Any], None] = lambda task, message: None,
     patience_s: float | None = None,
+    idle_s: float | None = None,
     placed: Callable[[Task, int], Task] = lambda task, slot: task,
     threads: int | None = None,
 ) -> Iterator[Result]:
@@ -104,11 +174,12 @@ def isolated(
         function: importable by name, ``function(task, tell)``; should answer with a result and not raise.
         tasks: one argument each, picklable.
         jobs: processes at a time; 0 works in this process.
-        died: the result of a task whose process ended without an answer; why is :func:`death` or :func:`hang`. It is
-            not begun again.
+        died: the result of a task whose process ended without an answer; why is :func:`death`, :func:`hang` or
+            :func:`standstill`. It is not begun again.
         told: hears in this process what a task tells.
         patience_s: how long a process may neither answer nor tell anything before it is killed; for ever by default.
             Without processes there is no limit.
+        idle_s: how long it may do nothing at all, as :class:`Patience` has it.
         placed: the task as it is begun in one of ``jobs`` slots, 0 or higher; for what two tasks at work at the
             same time must not share, a GPU for example.
         threads: of every library in each process; set before any of them is loaded, because later is too late.
@@ -120,7 +191,7 @@ def isolated(
     waiting = deque(tasks)
     running: dict[Connection, tuple[BaseProcess, Task]] = {}
     free, slots = list(range(jobs)), dict[Connection, int]()
-    patience = Patience[Connection](patience_s)
+    patience = Patience[Connection](patience_s, idle_s)
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -128,17 +199,18 @@ def isolated(
                 slot = free.pop(0)
                 pipe, process = _start(function, placed(task, slot), threads)
                 running[pipe], slots[pipe] = (process, task), slot
-                patience.heard(pipe)
+                patience.heard(pipe, process.pid or 0)
             ready = cast("list[Connection]", wait(list(running), patience.left_s()))
-            for pipe in ready + [silent for silent in patience.exhausted() if silent not in ready]:
+            hanging = patience.exhausted()
+            for pipe in dict.fromkeys([*ready, *hanging]):
                 process, task = running[pipe]
                 if pipe in ready:
-                    patience.heard(pipe)
+                    patience.heard(pipe, process.pid or 0)
                     answered, message = _hear(pipe, process, task, died)
                 else:
                     see_off(process, 0)
                     pipe.close()
-                    answered, message = True, died(task, hang(patience_s or 0))
+                    answered, message = True, died(task, hanging[pipe])
                 if not answered:
                     told(task, message)
                     continue

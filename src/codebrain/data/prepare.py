@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 import codebrain
 from codebrain.data.datasets import Protocol
-from codebrain.data.isolated import Tell, isolated, limited_threads
+from codebrain.data.isolated import LOST, Tell, isolated, limited_threads
 from codebrain.data.manifest import SCHEMA_VERSION, Manifest, SubjectRecord, SubjectRow, domain_of, files_of, scale_of
 from codebrain.data.overlay import draw_overlays
 from codebrain.data.slices import FULL_SCALE
@@ -48,7 +48,7 @@ from codebrain.imaging.safe_files import (
     write_text,
 )
 from codebrain.imaging.study import Study
-from codebrain.machine import STUDY_TIMEOUT_S, allotted_cores, jobs_that_fit
+from codebrain.machine import IDLE_S, STUDY_TIMEOUT_S, allotted_cores, jobs_that_fit
 from codebrain.parsing import parse_json_object
 from codebrain.vocabulary import Modality, Preparation, TrainingDomain
 
@@ -143,7 +143,7 @@ def prepare_store(
         jobs: worker processes at a time, fewer where memory is short; 0 works in this process (then a crash of a
             study is ours). Workers are spawned, so a script that calls this needs ``if __name__ == "__main__"``.
         study_timeout_s: how long a worker may take for one study before it is ended and the study refused
-            (``ENV_TIMEOUT``); not without workers.
+            (``ENV_TIMEOUT``); one that does nothing at all is ended after ``IDLE_S``. Not without workers.
         resume: keep subjects whose files, inputs and protocol are unchanged.
         overwrite: replace an earlier store.
         progress: told after each subject.
@@ -198,7 +198,9 @@ def _worked(tasks: Sequence[_Task], protocol: Protocol, jobs: int, timeout_s: fl
         _log.warning("%d studies at a time instead of %d: more would not fit into memory", fitting, jobs)
     threads = 1 if protocol.reproducible else max(1, allotted_cores() // max(fitting, 1))
     with limited_threads(threads):
-        yield from isolated(_attempt, tasks, jobs=fitting, died=_died, patience_s=timeout_s, threads=threads)
+        yield from isolated(
+            _attempt, tasks, jobs=fitting, died=_died, patience_s=timeout_s, idle_s=IDLE_S, threads=threads
+        )
 
 
 def prepare_subject(task: _Task) -> SubjectRecord:
@@ -374,7 +376,8 @@ def _reported(outcomes: Iterable[_Outcome], total: int, progress: Progress | Non
         if outcome.code.startswith("OUT_"):
             raise refusal(outcome.code, outcome.message, hint="What is finished is kept for --resume.")
         collected.append(outcome)
-        _log.info("%s: %s", outcome.subject.subject, outcome.message or "prepared")
+        level = logging.WARNING if outcome.code in LOST else logging.INFO
+        _log.log(level, "%s: %s", outcome.subject.subject, outcome.message or "prepared")
         if progress is not None:
             progress(len(collected), total, outcome.subject.subject)
     return collected

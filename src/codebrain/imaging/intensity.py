@@ -167,22 +167,9 @@ def foreground_mask(data: Image) -> Mask:
     if constant is not None:
         differing = data != constant
         mask = _largest(differing)
-        if _is_stripped(np.abs(data - constant), differing, mask):
+        if _is_cut_out(np.abs(data - constant), differing, mask):
             return mask
     return _filled_slices(_largest(data > _otsu(data)))
-
-
-def skull_stripped(data: Image) -> bool:
-    """Whether a scan shows the brain without the head around it: its background is one value, and its rim is bright.
-
-    Args:
-        data: scanner units, ``(i, j, k)``.
-    """
-    constant = border_constant(data)
-    if constant is None:
-        return False
-    differing = data != constant
-    return _is_stripped(np.abs(data - constant), differing, _largest(differing))
 
 
 def border_constant(data: Image) -> float | None:
@@ -193,10 +180,11 @@ def border_constant(data: Image) -> float | None:
     return float(values[top]) if counts[top] >= _BORDER_SHARE * faces.size else None
 
 
-def _is_stripped(contrast: Image, differing: Mask, mask: Mask) -> bool:
-    """Whether a scan was masked: nothing stray outside the piece, and its rim about as bright as the rest.
+def _is_cut_out(contrast: Image, differing: Mask, mask: Mask) -> bool:
+    """Whether all that differs from the border is head: nothing stray outside the piece, its rim about as bright.
 
-    The rim of a whole head whose scanner set the air to 0 is noise, a tenth as bright as the head.
+    The rim of a whole head whose scanner set the air to 0 is noise, a tenth as bright as the head. Whether what was
+    cut out is a bare brain is asked of :func:`codebrain.imaging.domain.skull_stripped`.
     """
     count = int(mask.sum())
     if count == 0 or int((differing & ~mask).sum()) > _SPECKLE_SHARE * count:

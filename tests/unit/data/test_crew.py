@@ -93,6 +93,43 @@ def test_a_worker_that_shows_no_progress_is_replaced() -> None:
     assert first.partition(" by ")[2] != third.partition(" by ")[2]
 
 
+def stop(kept: dict[str, int], task: str, tell: Tell) -> str:
+    if task == "stops":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif task == "dies":
+        os._exit(7)
+    return f"{task} done"
+
+
+def lost(task: str, error: CodeBrainError) -> str:
+    return f"{task} {error.code}"
+
+
+@pytest.mark.row("F10")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a process does")
+def test_workers_are_replaced_so_often_and_no_more(monkeypatch) -> None:
+    """An answer in between is a new start; what is left when the last of a row is lost is not begun."""
+    monkeypatch.setattr("codebrain.data.crew.MOST_RESTARTS", 1)
+    fine = list(crew(Job(begin, stop, lost), ["stops", "a", "dies", "b"], jobs=1, idle_s=1.0))
+    assert fine == ["stops ENV_TIMEOUT", "a done", "dies ENV_WORKER", "b done"]
+    row = crew(Job(begin, stop, lost), ["dies", "stops", "a", "b"], jobs=1, idle_s=1.0)
+    assert [next(row), next(row)] == ["dies ENV_WORKER", "stops ENV_TIMEOUT"]
+    with pytest.raises(CodeBrainError, match=r"2 workers in a row were lost.*2 left to do") as caught:
+        next(row)
+    assert (caught.value.code, caught.value.exit_code) == ("ENV_TIMEOUT", 4)
+
+
+def test_a_worker_that_is_still_at_work_brings_the_others_back(monkeypatch) -> None:
+    monkeypatch.setattr("codebrain.data.crew.MOST_RESTARTS", 0)
+    results = list(crew(Job(begin, rest_or_die, lost), ["rests", "dies", "a", "b"], jobs=2))
+    assert sorted(results) == ["a done", "b done", "dies ENV_WORKER", "rests done"]
+
+
+def rest_or_die(kept: dict[str, int], task: str, tell: Tell) -> str:
+    time.sleep(3.0 if task == "rests" else 0.0)
+    return stop(kept, task, tell)
+
+
 def never_begin(slot: int) -> None:
     time.sleep(600)
 

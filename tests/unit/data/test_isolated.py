@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from codebrain.data.isolated import Tell, isolated
+from codebrain.data.isolated import _LOOKS, Patience, Tell, isolated
+from codebrain.data.pulse import pulse
 from codebrain.errors import CodeBrainError
+from codebrain.machine import IDLE_S
 
 
 def _square(number: int, tell: Tell) -> int:
@@ -57,6 +59,75 @@ def test_a_process_that_shows_no_progress_is_ended_and_no_other(tmp_path: Path) 
     assert sorted(results)[:2] == ["last", "slow"]
     assert "no progress for 5 s" in sorted(results)[2]
     assert sorted((tmp_path / "begun").read_text().split()) == ["hangs", "last", "slow"]
+
+
+def _stands_still_or_computes(task: tuple[str, Path], tell: Tell) -> str:
+    how, fifo = task
+    if how == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif how == "reads a pipe that nobody fills":
+        fifo.open("rb")
+    elif how == "waits for a lock":
+        lock = threading.Lock()
+        lock.acquire()
+        lock.acquire()
+    elif how == "looks at the clock":
+        while True:
+            time.sleep(0.2)
+    elif how == "its child is stopped":
+        subprocess.run([sys.executable, "-c", "import os; os.kill(os.getpid(), 19)"], check=False)
+    elif how == "its child computes":
+        subprocess.run([sys.executable, "-c", _COMPUTE], check=True)
+    else:
+        exec(_COMPUTE)
+    return f"{how} and answers"
+
+
+_COMPUTE = "import time\nend = time.monotonic() + 4\nwhile time.monotonic() < end: sum(range(10000))"
+_STILL = ("stopped", "reads a pipe that nobody fills", "waits for a lock", "looks at the clock", "its child is stopped")
+
+
+@pytest.mark.row("F10")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a process does")
+def test_processes_that_do_nothing_are_ended_and_silent_ones_that_compute_are_not(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    tasks = [(how, tmp_path / "fifo") for how in (*_STILL, "computes", "its child computes")]
+    begun = time.monotonic()
+    results = isolated(_stands_still_or_computes, tasks, jobs=len(tasks), idle_s=1.5,
+                       died=lambda task, error: f"{task[0]}: {error.code} {error.message}")  # fmt: skip
+    why = "ENV_TIMEOUT the worker process neither computed, read, wrote nor answered for 1.5 s and was ended"
+    assert sorted(results) == sorted(
+        [*(f"{how}: {why}" for how in _STILL), "computes and answers", "its child computes and answers"]
+    )
+    assert time.monotonic() - begun < 60
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a process does")
+def test_a_time_in_which_nobody_looked_counts_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-Z stops the workers with us; when all go on hours later, none of them hangs."""
+    now = [0.0]
+    monkeypatch.setattr("codebrain.data.isolated.time.monotonic", lambda: now[0])
+    with subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 19)"]) as process:
+        while pulse(process.pid).runs or Path(f"/proc/{process.pid}/stat").read_text().split()[2] != "T":  # type: ignore[union-attr]
+            time.sleep(0.02)
+        patience = Patience[str](idle_s=50.0)
+        patience.heard("it", process.pid)
+        now[0] = 5.0
+        assert patience.left_s() == 0 and not patience.exhausted()
+        now[0] = 7205.0
+        assert not patience.exhausted()
+        for _ in range(7):
+            now[0] += 5.0
+            assert not patience.exhausted()
+        now[0] += 5.0
+        assert patience.exhausted()["it"].code == "ENV_TIMEOUT"
+        process.kill()
+
+
+@pytest.mark.row("F10")
+def test_within_a_minute() -> None:
+    """Longest time from the last sign of life: a look that comes just too early, the limit, the look after it."""
+    assert IDLE_S * (1 + 2 / _LOOKS) <= 60
 
 
 def _answers_and_stays(number: int, tell: Tell) -> int:

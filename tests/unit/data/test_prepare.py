@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from codebrain.data import prepare as module
-from codebrain.data.isolated import death, hang
+from codebrain.data.isolated import death, hang, standstill
 from codebrain.data.manifest import SubjectRecord, domain_of
 from codebrain.data.prepare import prepare_folder
 from codebrain.data.slices import SliceStore
@@ -142,13 +142,17 @@ def test_workers_give_the_same_store(tmp_path: Path) -> None:
 @pytest.mark.row("F10")
 @pytest.mark.parametrize(
     ("error", "sentence"),
-    [(death(-9), "status -9 (killed: not enough memory?)"), (hang(7200), "no progress for 7200 s and was ended")],
+    [
+        (death(-9), "status -9 (killed: not enough memory?)"),
+        (hang(7200), "no progress for 7200 s and was ended"),
+        (standstill(50), "neither computed, read, wrote nor answered for 50 s and was ended"),
+    ],
 )
 def test_a_worker_that_is_killed_or_hangs_is_a_refused_study(
     error: CodeBrainError, sentence: str, studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lose_one(function, tasks, *, jobs, died, patience_s, threads):  # type: ignore[no-untyped-def]
-        assert patience_s == 7200
+    def lose_one(function, tasks, *, jobs, died, patience_s, idle_s, threads):  # type: ignore[no-untyped-def]
+        assert (patience_s, idle_s) == (7200, 50)
         for task in tasks:
             yield died(task, error) if task.subject.subject == "p-3" else function(task, print)
 
