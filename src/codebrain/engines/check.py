@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import log10
+from math import isfinite, log10
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class PrecisionCheck:
 
     def as_dict(self) -> dict[str, Any]:
         """For ``run.json``."""
-        found = {name: round(value, 2) for name, value in self.decibels.items()}
+        found = {name: round(value, 2) if isfinite(value) else None for name, value in self.decibels.items()}
         return {"asked": self.asked, "psnr_to_fp32_db": found, "limit_db": LIMIT_DB, "slices": list(self.slices)}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -50,12 +52,14 @@ def test_an_encoder_in_bfloat16_errs_as_little_as_one_under_autocast():
     assert decibels(accelerate(encoder, "bf16")(images), exact) > max(usual - 3, 35)
 
 
-def test_an_encoder_in_integers_has_a_signal_to_noise_of_seven_bits():
+def test_the_errors_of_integer_products_add_up_and_no_more():
     encoder = alive(NafEncoder(3, width=16, depth=2))
     images = torch.rand(2, 3, 40, 56)
     quick = accelerate(encoder, "int8")
-    assert any(isinstance(part, fast.QuantisedLinear) for part in quick.modules())
-    assert decibels(quick(images), encoder(images)) > 6.02 * 7 - 8  # one layer in eight bits has about 40
+    products = sum(isinstance(part, fast.QuantisedLinear) for part in quick.modules())
+    assert products > 10
+    # A normal variable in 256 steps over five deviations to each side has 40 dB.
+    assert decibels(quick(images), encoder(images)) > 40 - 10 * math.log10(products)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
