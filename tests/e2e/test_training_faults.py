@@ -307,11 +307,13 @@ def test_two_processes_train_as_one_does(real: Path) -> None:
         process.join(120)
     assert [process.exitcode for process in ranks] == [0, 0], (real / "pair0.txt").read_text()
     ours, theirs = (load_file(real / run / "model" / "model.safetensors") for run in ("pair", "whole"))
-    print('MAXDIFF', max(abs(ours[n]-theirs[n]).max() for n in theirs))
     for name in theirs:
         np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=1e-4, err_msg=name)
     logs = [(real / run / "metrics.jsonl").read_text().splitlines() for run in ("pair", "whole")]
-    pairs = [(json.loads(pair).get("psnr_absent"), json.loads(whole).get("psnr_absent")) for pair, whole in zip(*logs)]
+    pairs = [
+        (json.loads(pair).get("psnr_absent"), json.loads(whole).get("psnr_absent"))
+        for pair, whole in zip(*logs, strict=True)
+    ]
     known = [pair for pair in pairs if pair[1] is not None]
     assert len(known) == 6 and all(pair == pytest.approx(whole, abs=1e-3) for pair, whole in known)
 

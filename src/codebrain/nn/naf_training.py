@@ -74,8 +74,8 @@ class _Block(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         rows, mean1, rate1, wide, mixed, pooled, attention, middle, mean2, rate2, wide2 = ctx.saved_tensors[:11]
         (inner1, outer1, inner2, outer2), parameters = ctx.saved_tensors[11:15], ctx.saved_tensors[15:]
-        (norm1, shift1, expand1, bias1, kernel, offset, attend, _, project1, end1, scale1) = parameters[:11]
-        (norm2, shift2, expand2, bias2, project2, end2, scale2) = parameters[11:]
+        (norm1, shift1, expand1, _, kernel, _, attend, _, project1, end1, scale1) = parameters[:11]
+        (norm2, shift2, expand2, _, project2, end2, scale2) = parameters[11:]
         b, h, w, c = ctx.shape
         grad = gradient.contiguous().view(-1, c)
         grad_gated, *last = _scaled_back(grad, _gated(wide2), outer2, (project2, end2, scale2))

@@ -43,7 +43,7 @@ def ahead(batches: TrainingBatches, first: int, last: int) -> Iterator[Take]:
             try:
                 fault("step.fetch")
                 made: Batch | BaseException = batches.batch(step)
-            except BaseException as error:  # noqa: BLE001 - all of it is raised again by whoever takes the batch
+            except BaseException as error:  # raised again by whoever takes the batch
                 made = error
             while not over.is_set():
                 try:

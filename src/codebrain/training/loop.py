@@ -36,9 +36,10 @@ from codebrain.training.checkpoint import Checkpoint, Checkpoints
 from codebrain.training.config import OptimiserConfig, StageConfig, TrainConfig
 from codebrain.training.log import RunLog
 from codebrain.training.mishaps import naming_the_batch, verify_store
-from codebrain.training.optimisers import make_optimiser, prepare_step, step_if
+from codebrain.training.optimisers import make_optimiser
 from codebrain.training.process import Stop, own_folder, start_fabric
 from codebrain.training.resume import refuse_changes, refuse_other_weights, restore_optimiser
+from codebrain.training.step import Place, compile_blocks, take_step
 from codebrain.vocabulary import ModalitySet
 
 _log = logging.getLogger(__name__)
@@ -132,6 +133,8 @@ class _Trainer:
         self.modalities = ModalitySet.parse(config.modalities or list(store.preparation.modalities))
         torch.manual_seed(config.seed)
         self.model = build_model(config.model, self.modalities, config.settings).to(fabric.device)
+        if config.compile:
+            compile_blocks(self.model)
         refuse_unknown_stages(config, self.model)
         _refuse_bad_crops(config, store)
         self.batches = [self._batches(number) for number in range(len(self.model.stages))]
@@ -226,62 +229,22 @@ class _Trainer:
         batch: Batch,
         steps: int,
     ) -> dict[str, float]:
-        """One optimiser step of every player; nothing is updated with a number that is not finite.
-
-        The device is waited for once, at the end: until then nothing asks what a number is, and an update that must
-        not be is left out by the optimiser itself.
-        """
+        """One optimiser step of every player; nothing is updated with a number that is not finite."""
         step = self.position.step
         if fault("step.after_fetch"):
             batch = replace(batch, images=batch.images * math.nan)
         _, generator = chance(self.config.seed, self.position.stage, step, self.fabric.global_rank, 1)
         torch.manual_seed(generator.initial_seed())  # models with dropout draw from the global generator
         self.model.train()
-        numbers: dict[str, Tensor] = {}
-        rates: dict[str, float] = {}
-        sound = torch.ones((), dtype=torch.bool, device=self.fabric.device)
-        with self.fabric.autocast():
-            shared = self.model.share(batch, stage=stage, progress=step / steps, generator=generator)
-        for name, module in players.items():
-            with self.fabric.autocast():
-                loss = self.model.loss(name, batch, shared, stage=stage, progress=step / steps)
-            if loss is None:
-                continue
-            parameters = [p for p in module.parameters() if p.requires_grad]
-            # grad(), not backward(): the generator's loss passes through the critic without filling its gradients.
-            gradients = torch.autograd.grad(loss.total, parameters, allow_unused=True)
-            norm = self._apply(parameters, gradients)
-            sound = sound & loss.total.isfinite() & norm.isfinite()
-            optimiser = optimisers[name]
-            rates[f"{name} rate"] = prepare_step(optimiser, self._optimiser_config(stage, name), step, steps)
-            if settings.clip is not None:
-                torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip, norm)
-            step_if(sound, optimiser)
-            optimiser.zero_grad(set_to_none=True)
-            numbers |= {name: loss.total.detach(), f"{name} gradient": norm, **loss.parts}
-            fault("step.between_players")
-        record = _read(numbers)
+        record = take_step(
+            self.model, batch, optimisers, Place(stage, settings, step, steps), fabric=self.fabric, generator=generator
+        )
         for name in players:
             self._refuse_nonfinite(record, stage=stage, player=name, ids=batch.ids)
         fault("step.after_players")
-        return record | rates
+        return record
 
-    def _apply(self, parameters: list[nn.Parameter], gradients: tuple[Tensor | None, ...]) -> Tensor:
-        """Set the gradients, averaged over processes, and return their norm."""
-        # A weight that this process did not use has no gradient; a zero keeps the buckets of all processes alike.
-        parts = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
-        if fault("step.gradient"):
-            parts[0] = parts[0] * math.nan
-        if self.fabric.world_size > 1:
-            flat = self.fabric.all_reduce(torch.cat([part.reshape(-1) for part in parts]), reduce_op="mean")
-            parts = list(torch.split(flat, [p.numel() for p in parameters]))
-        for parameter, part in zip(parameters, parts, strict=True):
-            parameter.grad = part.reshape(parameter.shape).contiguous()  # fused optimisers read memory as it lies
-        return torch.nn.utils.get_total_norm(parts)
-
-    def _refuse_nonfinite(
-        self, record: Mapping[str, float], *, stage: str, player: str, ids: tuple[str, ...]
-    ) -> None:
+    def _refuse_nonfinite(self, record: Mapping[str, float], *, stage: str, player: str, ids: tuple[str, ...]) -> None:
         loss, norm = record.get(player, 0.0), record.get(f"{player} gradient", 0.0)
         if math.isfinite(norm) and math.isfinite(loss):
             return
@@ -553,14 +516,6 @@ def validation_psnr(
             scores.append(metrics.psnr(completed, batch.images)[batch.absent].cpu())
             fault("val.mid")
     return float(torch.cat(scores).mean()) if scores else math.nan
-
-
-def _read(numbers: Mapping[str, Tensor]) -> dict[str, float]:
-    """Scalars of the device as numbers, all with one wait."""
-    if not numbers:
-        return {}
-    stacked = torch.stack([value.detach().float().reshape(()) for value in numbers.values()])
-    return dict(zip(numbers, stacked.tolist(), strict=True))
 
 
 def _without(subjects: Sequence[str]) -> str:
