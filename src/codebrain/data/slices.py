@@ -69,7 +69,9 @@ class SliceStore:
         self._split = {row.subject: row.split for row in manifest.rows}
         self.damaged: dict[str, CodeBrainError] = {}
         self._stamps: dict[str, Stamp] = {}
-        self._closed()
+        self._opened: OrderedDict[str, ArrayFile] = OrderedDict()
+        self._threads: ThreadPoolExecutor | None = None
+        self._lock = Lock()
 
     @classmethod
     def open(cls, root: Path | str) -> SliceStore:
@@ -313,13 +315,7 @@ class SliceStore:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._closed()
-
-    def _closed(self) -> None:
-        """No file open, no thread begun."""
-        self._opened: OrderedDict[str, ArrayFile] = OrderedDict()
-        self._threads: ThreadPoolExecutor | None = None
-        self._lock = Lock()
+        self._opened, self._threads, self._lock = OrderedDict(), None, Lock()
 
 
 def _refuse_other_content(file: tuple[Path, str, int]) -> None:

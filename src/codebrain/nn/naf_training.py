@@ -70,7 +70,7 @@ class _Block(torch.autograd.Function):
         return result.view(features.shape)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         rows, mean1, rate1, wide, mixed, pooled, attention, middle, mean2, rate2, wide2 = ctx.saved_tensors[:11]
         (inner1, outer1, inner2, outer2), parameters = ctx.saved_tensors[11:15], ctx.saved_tensors[15:]

@@ -33,11 +33,11 @@ def over_processes(total: Total, count: int) -> Iterator[None]:
 
 def pooled(sums: Tensor) -> Tensor:
     """The sums of all processes; differentiable, for gradients that are averaged over processes afterwards."""
-    return sums if _processes is None else _Pooled.apply(sums)  # type: ignore[no-untyped-call,no-any-return]
+    return sums if _processes is None else _Pooled.apply(sums)  # type: ignore[no-untyped-call]
 
 
 def pooled_ratio(numerator: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:
-    """Numerator over denominator, where the denominator is not zero, both summed over processes; and the denominator."""
+    """Numerator over denominator, both summed over processes, zero over zero being zero; and the denominator."""
     both = pooled(torch.stack([numerator.float(), denominator.float()]))
     return both[0] / both[1].clamp(min=1), both[1]
 
@@ -52,4 +52,5 @@ class _Pooled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         # Every process derives the same number by its own part; averaged, the parts must count that many times.
-        return gradient * ctx.count
+        scaled: Tensor = gradient * ctx.count
+        return scaled
