@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -64,3 +68,26 @@ def test_bfloat16_is_no_further_from_the_truth_than_autocast_is() -> None:
 def test_features_that_are_not_contiguous() -> None:
     made, features = block(), torch.randn(2, 6, 5, 7, dtype=torch.float64).permute(0, 2, 3, 1)
     torch.testing.assert_close(gradients(made, features, False)[1], gradients(made, features, True)[1])
+
+
+COMPILED = """
+import torch
+from codebrain.nn.naf import NafBlock
+from codebrain.training.step import compile_blocks
+torch.manual_seed(0)
+made, features = NafBlock(4), torch.randn(2, 8, 6, 4)
+for parameter in made.parameters():
+    torch.nn.init.normal_(parameter, std=0.5)
+expected = torch.autograd.grad(made.plain(features).square().sum(), list(made.parameters()))
+compile_blocks(made)
+seen = torch.autograd.grad(made(features).square().sum(), list(made.parameters()))
+assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-4)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_block_is_the_plain_block() -> None:
+    # In a process of its own: the checks of shapes that tests put around every function cannot be compiled.
+    subprocess.run([sys.executable, "-W", "ignore", "-c", COMPILED], check=True, timeout=300)
