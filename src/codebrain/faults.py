@@ -28,6 +28,7 @@ TRAINING_POINTS = (
     "ckpt.after_rename",
     "ckpt.verify",
     "ckpt.prune.first",
+    "step.fetch",
     "step.after_fetch",
     "step.gradient",
     "step.between_players",

@@ -10,6 +10,7 @@ import socket
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
@@ -272,7 +273,7 @@ def test_two_processes_agree_and_match_one(folder: Path) -> None:
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     shared |= {"TORCHELASTIC_RUN_ID": "none", "GROUP_RANK": "0"}
-    # Patterns and noise are drawn per process, so one process of two cannot equal one alone bit for bit.
+    # The toy's noise is drawn per process, so one process of two cannot equal one alone bit for bit.
     ranks = [
         begin(folder, "two", "--device", "cpu", said=f"rank{r}.txt", RANK=str(r), LOCAL_RANK=str(r), **shared)
         for r in range(2)
@@ -283,6 +284,38 @@ def test_two_processes_agree_and_match_one(folder: Path) -> None:
     assert steps(folder / "two") == EVERY_STEP, "only the first process writes"
     ours, theirs = (load_file(folder / run / "model" / "model.safetensors") for run in ("two", "whole"))
     assert all(abs(ours[name] - theirs[name]).max() < 0.1 for name in theirs)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("real"), REAL)
+
+
+@pytest.mark.row("F13")
+def test_two_processes_train_as_one_does(real: Path) -> None:
+    """Patterns, crops and flips belong to a sample's place in the batch; losses are pooled before the logarithm."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"TORCHELASTIC_RUN_ID": "none", "GROUP_RANK": "0"}
+    ranks = [
+        begin(real, "pair", "--device", "cpu", said=f"pair{r}.txt", RANK=str(r), LOCAL_RANK=str(r), **shared)
+        for r in range(2)
+    ]
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [0, 0], (real / "pair0.txt").read_text()
+    ours, theirs = (load_file(real / run / "model" / "model.safetensors") for run in ("pair", "whole"))
+    for name in theirs:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=1e-4, err_msg=name)
+    logs = [(real / run / "metrics.jsonl").read_text().splitlines() for run in ("pair", "whole")]
+    pairs = [
+        (json.loads(pair).get("psnr_absent"), json.loads(whole).get("psnr_absent"))
+        for pair, whole in zip(*logs, strict=True)
+    ]
+    known = [pair for pair in pairs if pair[1] is not None]
+    assert len(known) == 6 and all(pair == pytest.approx(whole, abs=1e-3) for pair, whole in known)
 
 
 @pytest.mark.row("F13")
@@ -315,9 +348,8 @@ def test_memory_that_runs_out_is_said(folder: Path) -> None:
     assert_equal_to_the_whole_run(folder / "oom")
 
 
-def test_the_real_model_resumes_bitwise_too(tmp_path: Path) -> None:
-    make(tmp_path, REAL)
-    assert train(tmp_path, "killed", fault="step.between_players:9:kill9") == -signal.SIGKILL
-    assert train(tmp_path, "killed", "--resume", fault="step.after_players:4:kill9") == -signal.SIGKILL
-    assert train(tmp_path, "killed", "--resume") == 0, said(tmp_path)
-    assert_equal_to_the_whole_run(tmp_path / "killed")
+def test_the_real_model_resumes_bitwise_too(real: Path) -> None:
+    assert train(real, "killed", fault="step.between_players:9:kill9") == -signal.SIGKILL
+    assert train(real, "killed", "--resume", fault="step.after_players:4:kill9") == -signal.SIGKILL
+    assert train(real, "killed", "--resume") == 0, said(real)
+    assert_equal_to_the_whole_run(real / "killed")

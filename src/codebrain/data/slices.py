@@ -21,6 +21,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,8 @@ from codebrain.vocabulary import Preparation
 __all__ = ["FULL_SCALE", "LEAST_FOREGROUND", "Manifest", "Picks", "SliceStore", "SubjectRecord", "SubjectRow"]
 
 FULL_SCALE = 65535
+_FULL = np.float32(FULL_SCALE)
+_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.uint8)  # set bits of a byte
 LEAST_FOREGROUND = 0.01
 """Slices with less foreground than this fraction of their area are not drawn for training."""
 _OPEN_FILES = 64
@@ -67,6 +70,8 @@ class SliceStore:
         self.damaged: dict[str, CodeBrainError] = {}
         self._stamps: dict[str, Stamp] = {}
         self._opened: OrderedDict[str, ArrayFile] = OrderedDict()
+        self._threads: ThreadPoolExecutor | None = None
+        self._lock = Lock()
 
     @classmethod
     def open(cls, root: Path | str) -> SliceStore:
@@ -184,7 +189,7 @@ class SliceStore:
             crop: edge of a square cut around a foreground pixel drawn at random, moved inwards where it would
                 leave the slice, zeros where the slice is smaller; ``None`` gives whole slices, each in the
                 middle of the smallest frame (a multiple of the preparation's) that holds them all.
-            generator: source of chance for the crops.
+            generator: source of chance for the crops; one number is drawn for every slice.
 
         Returns:
             Images in [0, 1] as float32, which contrasts have ground truth, and ``subject/slice`` per sample.
@@ -196,9 +201,16 @@ class SliceStore:
         names = [self.names[number] for number, _ in picks]
         records = [self.record(name) for name in names]
         h, w = (crop, crop) if crop is not None else self._frame(records)
-        images = np.zeros((len(picks), len(self.preparation.modalities), h, w), np.float32)
-        for image, name, (_, z) in zip(images, names, picks, strict=True):
-            _place(image, self._cut(name, int(z), crop, generator))
+        images = np.empty((len(picks), len(self.preparation.modalities), h, w), np.float32)
+        lots = generator.random(len(picks)) if crop is not None else np.zeros(len(picks))
+
+        def place(numbers: range) -> None:
+            for number in numbers:
+                _place(images[number], self._cut(names[number], int(picks[number, 1]), crop, lots[number]))
+
+        hands = allotted_cores()
+        for _ in self._crew().map(place, (range(first, len(picks), hands) for first in range(hands))):
+            pass  # reading and converting leave the interpreter free; what went wrong is raised here
         available = np.array([record.available for record in records], dtype=bool)
         return images, available, tuple(f"{name}/{z}" for name, (_, z) in zip(names, picks, strict=True))
 
@@ -231,13 +243,18 @@ class SliceStore:
                     raise corrupt(f"a file of the slice store has {now.size} bytes instead of {size}", path)
                 self._stamps[path.name] = now
 
-    def _cut(
-        self, subject: str, z: int, crop: int | None, generator: np.random.Generator
-    ) -> UInt16[np.ndarray, "m r c"]:
+    def _crew(self) -> ThreadPoolExecutor:
+        """Threads that read, as many as there are cores; begun with the first batch."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(allotted_cores(), "slices")
+        return self._threads
+
+    def _cut(self, subject: str, z: int, crop: int | None, lot: float) -> UInt16[np.ndarray, "m r c"]:
         """A slice, or as much of it as lies in a crop."""
-        if crop is None:
+        _, _, h, w = self.record(subject).shape
+        if crop is None or (crop >= h and crop >= w):  # a crop that holds the slice holds it wherever it was drawn
             return self._read(subject, _SLICES, lambda file: file.item(z))
-        top, left = self._corner(subject, z, crop, generator)
+        top, left = self._corner(subject, z, crop, lot)
         bottom = min(top + crop, self.record(subject).shape[2])
         return self._read(subject, _SLICES, lambda file: file.rows(z, top, bottom))[:, :, left : left + crop]
 
@@ -248,7 +265,8 @@ class SliceStore:
             try:
                 return part(self._open(path, sha256, *self._kind(subject, which)))
             except (OSError, ValueError) as error:
-                self._opened.pop(path.name, None)
+                with self._lock:
+                    self._opened.pop(path.name, None)
                 if last:
                     why = error.strerror if isinstance(error, OSError) else error
                     self.damaged[subject] = corrupt(f"a file of the slice store cannot be used: {why}", path)
@@ -261,17 +279,19 @@ class SliceStore:
 
     def _open(self, path: Path, sha256: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> ArrayFile:
         """The open file; those used least recently are closed, so that open files stay few."""
-        if path.name in self._opened:
-            self._opened.move_to_end(path.name)
-            return self._opened[path.name]
+        with self._lock:
+            if path.name in self._opened:
+                self._opened.move_to_end(path.name)
+                return self._opened[path.name]
         file = ArrayFile(path, shape, dtype)
         if file.stamp != self._stamps.get(path.name):  # edited, or copied or touched and still the same?
             if sha256_file(path) != sha256:
                 raise ValueError("it is not the one that was written")
             self._stamps[path.name] = file.stamp
-        self._opened[path.name] = file
-        while len(self._opened) > 2 * _OPEN_FILES:
-            self._opened.popitem(last=False)
+        with self._lock:
+            self._opened[path.name] = file
+            while len(self._opened) > 2 * _OPEN_FILES:
+                self._opened.popitem(last=False)  # closed when the last thread that reads it is done
         return file
 
     def _frame(self, records: Sequence[SubjectRecord]) -> tuple[int, int]:
@@ -279,16 +299,23 @@ class SliceStore:
         largest = [max(record.shape[axis] for record in records) for axis in (2, 3)]
         return -(-largest[0] // step) * step, -(-largest[1] // step) * step
 
-    def _corner(self, subject: str, z: int, crop: int, generator: np.random.Generator) -> tuple[int, int]:
+    def _corner(self, subject: str, z: int, crop: int, lot: float) -> tuple[int, int]:
         _, _, h, w = self.record(subject).shape
-        mask = np.unpackbits(self._read(subject, _BRAIN, lambda file: file.item(z)), axis=-1, count=w)
-        pixels = np.flatnonzero(mask)
-        centre = pixels[generator.integers(len(pixels))] if len(pixels) else (h // 2) * w + w // 2
-        row, column = divmod(int(centre), w)
+        mask = self._read(subject, _BRAIN, lambda file: file.item(z))
+        upto = _ONES[mask].sum(1, dtype=np.int64).cumsum()  # foreground pixels in the rows up to each
+        row, column = h // 2, w // 2
+        if upto[-1]:
+            number = int(lot * upto[-1])
+            row = int(np.searchsorted(upto, number, side="right"))
+            column = int(np.flatnonzero(np.unpackbits(mask[row]))[number - (upto[row - 1] if row else 0)])
         return _inside(row - crop // 2, h - crop), _inside(column - crop // 2, w - crop)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_opened": OrderedDict()}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_opened", "_threads", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._opened, self._threads, self._lock = OrderedDict(), None, Lock()
 
 
 def _refuse_other_content(file: tuple[Path, str, int]) -> None:
@@ -310,7 +337,11 @@ def _inside(corner: int, most: int) -> int:
 
 
 def _place(image: Float[np.ndarray, "m h w"], stored: UInt16[np.ndarray, "m r c"]) -> None:
-    """Write a slice into the middle of a frame of zeros that is at least as large."""
+    """Write a slice into the middle of a frame that is at least as large, and zeros around it."""
     rows, columns = stored.shape[1:]
     top, left = (image.shape[1] - rows) // 2, (image.shape[2] - columns) // 2
-    image[:, top : top + rows, left : left + columns] = _to_unit(stored)
+    bottom, right = top + rows, left + columns
+    image[:, :top], image[:, bottom:] = 0, 0
+    image[:, top:bottom, :left], image[:, top:bottom, right:] = 0, 0
+    for channel, plane in zip(image, stored, strict=True):  # in one pass, without a float copy of the slice
+        np.divide(plane, _FULL, out=channel[top:bottom, left:right], dtype=np.float32, casting="unsafe")

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from codebrain.nn.pooling import pooled_ratio
+
 
 def counted_mean(values: Float[Tensor, "*b"], counted: Bool[Tensor, "*b"]) -> Float[Tensor, ""]:
-    """Mean of the values that count, zero when none does."""
-    return (values * counted).sum() / counted.sum().clamp(min=1)
+    """Mean of the values that count over all processes, zero when none does."""
+    return pooled_ratio((values * counted).sum(), counted.sum())[0]
 
 
 @dataclass(frozen=True)

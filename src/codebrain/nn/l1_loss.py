@@ -5,6 +5,8 @@ from __future__ import annotations
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from codebrain.nn.pooling import pooled_ratio
+
 
 def absolute_error(candidate: Float[Tensor, "b m h w"], truth: Float[Tensor, "b m h w"]) -> Float[Tensor, "b m"]:
     """Mean absolute error of each contrast of each sample, float32."""
@@ -19,6 +21,5 @@ def l1_loss(
     Pooled as :func:`codebrain.nn.psnr_loss.psnr_loss` is. Zero when nothing counts.
     """
     error = absolute_error(candidate, truth)
-    samples = counted.sum(0)
-    pooled = (error * counted).sum(0) / samples.clamp(min=1)
+    pooled, samples = pooled_ratio((error * counted).sum(0), counted.sum(0))
     return pooled.sum() / (samples > 0).sum().clamp(min=1)

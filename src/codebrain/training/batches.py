@@ -1,4 +1,7 @@
-"""Which slices a step sees: a function of (seed, stage, step, rank) alone, so resuming is exact.
+"""Which slices a step sees: a function of (seed, stage, step) alone, so resuming is exact.
+
+What chance gives to a sample depends on its place in the batch of all processes and not on the process that holds it,
+so that two processes train as one does.
 
 Batches are made in the process that trains. There are no loader workers, so none can be killed, hang or fill
 ``/dev/shm``: a slice is read in well under a millisecond.
@@ -46,6 +49,7 @@ class TrainingBatches:
         number: of the stage, for the chance.
         modalities: the model's contrasts, in its order.
         rank, world: this process among how many.
+        device: where batches are wanted; they are augmented there.
     """
 
     store: SliceStore
@@ -55,8 +59,14 @@ class TrainingBatches:
     modalities: ModalitySet
     rank: int = 0
     world: int = 1
+    device: torch.device | str = "cpu"
 
     def __post_init__(self) -> None:
+        if self.stage.batch_size % self.world:
+            raise refusal(
+                "CONFIG", "the processes of a training share its batches evenly", field="batch_size",
+                found=self.stage.batch_size, expected=f"a multiple of {self.world}",
+            )  # fmt: skip
         picks = usable(self.store, "train", self.modalities)
         if not len(picks):
             raise refusal(
@@ -87,20 +97,37 @@ class TrainingBatches:
         Raises:
             InputRefused: ``DATA_CORRUPT`` when more than :data:`MOST_DAMAGED` of the slices had to be left out.
         """
+        own, size = self._own, self.stage.batch_size
         while True:
-            numbers, generator = chance(self.config.seed, self.number, step, self.rank)
+            numbers, generator = chance(self.config.seed, self.number, step)
+            numbers.random(own.start)  # one for each sample before ours
             try:
                 images, available, ids = self.store.batch(self.picks(step), crop=self.stage.crop, generator=numbers)
                 break
             except CodeBrainError as error:
                 self._refuse_many_damaged(error)
         stack, there = _channels(self.store, self.modalities, images, available)
-        stack = Augmentation.named(self.config.augmentation)(stack, generator) * there[:, :, None, None]
+        stack, there = stack.to(self.device, non_blocking=True), there.to(self.device, non_blocking=True)
+        augment = Augmentation.named(self.config.augmentation)
+        stack = augment(stack, generator, first=own.start, of=size) * there[:, :, None, None]
         present = draw_patterns(
-            there, generator, per=self.config.patterns, choice=self.config.choice,
+            self._there(step), generator, per=self.config.patterns, choice=self.config.choice,
             easiest=self.stage.easiest(step / self.steps),
         )  # fmt: skip
-        return Batch(stack, there, present, ids)
+        return Batch(stack, there, present[own].to(self.device, non_blocking=True), ids)
+
+    @property
+    def _own(self) -> slice:
+        """This process's part of a batch."""
+        share = self.stage.batch_size // self.world
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def _there(self, step: int) -> torch.Tensor:
+        """Which of the model's contrasts each sample of the whole batch has."""
+        stored = self.store.preparation.modalities
+        columns = [stored.index(m) if m in stored else None for m in self.modalities]
+        records = (self.store.manifest.records[subject].available for subject, _ in self._everyone(step))
+        return torch.tensor([[c is not None and bool(record[c]) for c in columns] for record in records])
 
     def ids(self, step: int) -> list[str]:
         """``subject/slice`` of every sample of a step."""
@@ -111,11 +138,12 @@ class TrainingBatches:
 
         In place of a slice whose subject was found damaged comes the next one of the store that is whole.
         """
-        size = self.stage.batch_size
-        first, last = (step * size + size * r // self.world for r in (self.rank, self.rank + 1))
+        return self._everyone(step)[self._own]
+
+    def _everyone(self, step: int) -> NDArray[np.int64]:
         if self.config.sampling == "subjects":
-            return self._whole(self._even(step)[first - step * size : last - step * size])
-        wanted = np.arange(first, last)
+            return self._whole(self._even(step))
+        wanted = np.arange(step * self.stage.batch_size, (step + 1) * self.stage.batch_size)
         epochs = wanted // self.slices
         orders = {
             e: chance(self.config.seed, self.number, -1 % 2**32, int(e))[0].permutation(self.slices)

@@ -132,6 +132,7 @@ class TrainConfig:
         modalities: contrasts in channel order; ``None`` takes the slice store's.
         seed: of all chance.
         precision: ``fp32`` or ``bf16`` (autocast; weights and losses stay float32).
+        compile: translate the NAF blocks with torch.compile, which needs a C++ compiler (CPU) or Triton (GPU).
         patterns: a pattern per ``sample`` or one per ``batch`` (the released code).
         choice: all ``subsets`` are equally likely, or every ``cardinality`` and then its subsets (MMT).
         augmentation: see :mod:`codebrain.data.augment`.
@@ -147,6 +148,7 @@ class TrainConfig:
     modalities: list[str] | None = None
     seed: Whole = 1337
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
     patterns: Literal["sample", "batch"] = "sample"
     choice: Literal["subsets", "cardinality"] = "subsets"
     augmentation: str = "none"

@@ -13,7 +13,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,21 @@ from codebrain.data.slices import SliceStore
 from codebrain.errors import CodeBrainError, EnvironmentRefused, refusal
 from codebrain.faults import fault
 from codebrain.imaging import safe_files
+from codebrain.machine import keep_freed_memory
 from codebrain.models import build_model, save_model
 from codebrain.models._contract import ImputationModel
 from codebrain.nn.batch import Batch
+from codebrain.nn.pooling import over_processes
+from codebrain.training.ahead import Take, ahead
 from codebrain.training.batches import TrainingBatches, chance, leave_one_out, stacks
 from codebrain.training.checkpoint import Checkpoint, Checkpoints
 from codebrain.training.config import OptimiserConfig, StageConfig, TrainConfig
 from codebrain.training.log import RunLog
 from codebrain.training.mishaps import naming_the_batch, verify_store
-from codebrain.training.optimisers import make_optimiser, prepare_step
+from codebrain.training.optimisers import make_optimiser
 from codebrain.training.process import Stop, own_folder, start_fabric
 from codebrain.training.resume import refuse_changes, refuse_other_weights, restore_optimiser
+from codebrain.training.step import Place, compile_blocks, take_step
 from codebrain.vocabulary import ModalitySet
 
 _log = logging.getLogger(__name__)
@@ -104,13 +108,15 @@ def train(
             naming the batch.
     """
     fabric = start_fabric(config, device)
+    keep_freed_memory()
     with own_folder(run, fabric, resume=resume):
         trainer = _Trainer(config, store, run, fabric, progress)
         try:
             trainer.restore(resume=resume, accept_changes=accept_changes)
             if verify and not trainer.finished:
                 verify_store(store)
-            with Stop() as stop:
+            world = over_processes(lambda sums: fabric.all_reduce(sums, reduce_op="sum"), fabric.world_size)
+            with Stop() as stop, world:
                 trainer.run_stages(stop)
             return trainer.export()
         finally:
@@ -127,6 +133,8 @@ class _Trainer:
         self.modalities = ModalitySet.parse(config.modalities or list(store.preparation.modalities))
         torch.manual_seed(config.seed)
         self.model = build_model(config.model, self.modalities, config.settings).to(fabric.device)
+        if config.compile:
+            compile_blocks(self.model)
         refuse_unknown_stages(config, self.model)
         _refuse_bad_crops(config, store)
         self.batches = [self._batches(number) for number in range(len(self.model.stages))]
@@ -164,15 +172,28 @@ class _Trainer:
             self._end_stage(stage)
 
     def _run_stage(self, stage: str, stop: Stop) -> None:
-        number, settings = self.position.stage, self._settings(stage)
+        number = self.position.stage
         batches, steps = self.batches[number], self.length[number]
         players = self.model.players(stage)
         optimisers = self._optimisers(stage, players)
+        with ahead(batches, self.position.step, steps) as following:
+            self._run_steps(stage, stop, following, players, optimisers)
+
+    def _run_steps(
+        self,
+        stage: str,
+        stop: Stop,
+        following: Take,
+        players: Mapping[str, nn.Module],
+        optimisers: Mapping[str, torch.optim.Optimizer],
+    ) -> None:
+        number, settings = self.position.stage, self._settings(stage)
+        batches, steps = self.batches[number], self.length[number]
         while self.position.step < steps or self._unjudged(settings, steps):
             if not self._unjudged(settings, steps):
                 step = self.position.step
                 with naming_the_batch(stage, step, batches.ids):
-                    record = self._step(stage, settings, players, optimisers, batches.batch(step), steps)
+                    record = self._step(stage, settings, players, optimisers, following(), steps)
                 record |= self._leave_out(batches)
                 fault("step.before_counter")
                 self.position.step, self.position.total = step + 1, self.position.total + 1
@@ -209,58 +230,29 @@ class _Trainer:
         steps: int,
     ) -> dict[str, float]:
         """One optimiser step of every player; nothing is updated with a number that is not finite."""
-        step, device = self.position.step, self.fabric.device
-        images = batch.images * math.nan if fault("step.after_fetch") else batch.images
-        batch = Batch(images.to(device), batch.available.to(device), batch.present.to(device), batch.ids)
+        step = self.position.step
+        if fault("step.after_fetch"):
+            batch = replace(batch, images=batch.images * math.nan)
         _, generator = chance(self.config.seed, self.position.stage, step, self.fabric.global_rank, 1)
         torch.manual_seed(generator.initial_seed())  # models with dropout draw from the global generator
         self.model.train()
-        record: dict[str, float] = {}
-        with self.fabric.autocast():
-            shared = self.model.share(batch, stage=stage, progress=step / steps, generator=generator)
-        for name, module in players.items():
-            with self.fabric.autocast():
-                loss = self.model.loss(name, batch, shared, stage=stage, progress=step / steps)
-            if loss is None:
-                continue
-            parameters = [p for p in module.parameters() if p.requires_grad]
-            # grad(), not backward(): the generator's loss passes through the critic without filling its gradients.
-            gradients = torch.autograd.grad(loss.total, parameters, allow_unused=True)
-            norm = self._apply(parameters, gradients)
-            self._refuse_nonfinite(loss.total, norm, stage=stage, player=name, ids=batch.ids)
-            optimiser = optimisers[name]
-            rate = prepare_step(optimiser, self._optimiser_config(stage, name), step, steps)
-            if settings.clip is not None:
-                torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-            record |= {name: loss.total.item(), f"{name} gradient": norm, f"{name} rate": rate}
-            record |= {part: value.item() for part, value in loss.parts.items()}
-            fault("step.between_players")
+        record = take_step(
+            self.model, batch, optimisers, Place(stage, settings, step, steps), fabric=self.fabric, generator=generator
+        )
+        for name in players:
+            self._refuse_nonfinite(record, stage=stage, player=name, ids=batch.ids)
         fault("step.after_players")
         return record
 
-    def _apply(self, parameters: list[nn.Parameter], gradients: tuple[Tensor | None, ...]) -> float:
-        """Set the gradients, averaged over processes, and return their norm."""
-        # A weight that this process did not use has no gradient; a zero keeps the buckets of all processes alike.
-        parts = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
-        flat = torch.cat([part.reshape(-1) for part in parts])
-        if fault("step.gradient"):
-            flat[0] = math.nan
-        if self.fabric.world_size > 1:
-            flat = self.fabric.all_reduce(flat, reduce_op="mean")
-        for parameter, part in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
-            parameter.grad = part.view_as(parameter)
-        return float(flat.norm())
-
-    def _refuse_nonfinite(self, loss: Tensor, norm: float, *, stage: str, player: str, ids: tuple[str, ...]) -> None:
-        if math.isfinite(norm) and math.isfinite(loss.item()):
+    def _refuse_nonfinite(self, record: Mapping[str, float], *, stage: str, player: str, ids: tuple[str, ...]) -> None:
+        loss, norm = record.get(player, 0.0), record.get(f"{player} gradient", 0.0)
+        if math.isfinite(norm) and math.isfinite(loss):
             return
         raise refusal(
             "DIVERGED",
             f"stage {stage}, step {self.position.step + 1}: the {player}'s loss or gradient is not finite; "
             f"nothing was updated with it. The batch was {', '.join(ids)}",
-            found=f"loss {loss.item():g}, gradient norm {norm:g}",
+            found=f"loss {loss:g}, gradient norm {norm:g}",
             hint="Look at these slices, or lower the learning rate; --resume goes on from the last checkpoint.",
         )
 
@@ -437,8 +429,6 @@ class _Trainer:
             fault("stage.export")
             preparation = self.store.preparation
             if tuple(preparation.modalities) != tuple(self.modalities):
-                from dataclasses import replace
-
                 preparation = replace(preparation, modalities=self.modalities)
             facts = {"validation_psnr_db": self.position.scores, "data_fingerprint": self.store.fingerprint}
             if self.position.left_out:
@@ -463,7 +453,7 @@ class _Trainer:
     def _batches(self, number: int) -> TrainingBatches:
         stage = self._settings(self.model.stages[number])
         rank, world = self.fabric.global_rank, self.fabric.world_size
-        return TrainingBatches(self.store, self.config, stage, number, self.modalities, rank, world)
+        return TrainingBatches(self.store, self.config, stage, number, self.modalities, rank, world, self.fabric.device)
 
     def _settings(self, stage: str) -> StageConfig:
         return self.config.stages.get(stage, StageConfig())

@@ -7,9 +7,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from codebrain.training.config import OptimiserConfig
+
+_FUSED = ("cpu", "cuda")
+"""Devices for which PyTorch has AdamW in one pass over the weights."""
 
 
 def make_optimiser(parameters: Sequence[nn.Parameter], config: OptimiserConfig) -> torch.optim.Optimizer:
@@ -18,8 +21,24 @@ def make_optimiser(parameters: Sequence[nn.Parameter], config: OptimiserConfig) 
     Source: Loshchilov & Hutter, "Decoupled Weight Decay Regularization", ICLR 2019 (AdamW; Adam where nothing
     decays); Kingma & Ba, "Adam", ICLR 2015, section 7.1 (Adamax, whose decay is not decoupled).
     """
-    cls = torch.optim.Adamax if config.kind == "adamax" else torch.optim.AdamW
-    return cls(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    if config.kind == "adamax":
+        return torch.optim.Adamax(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(
+        parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay,
+        fused=all(parameter.device.type in _FUSED for parameter in parameters),
+    )  # fmt: skip
+
+
+def step_if(sound: Tensor, optimiser: torch.optim.Optimizer) -> None:
+    """Step, unless ``sound``, one truth on the device, is false.
+
+    Fused optimisers look at it on the device, where gradient scaling would put it; for others it is waited for.
+    """
+    if all(group.get("fused") for group in optimiser.param_groups):
+        optimiser.found_inf = (~sound).float()  # type: ignore[attr-defined]
+        optimiser.step()
+    elif bool(sound):
+        optimiser.step()
 
 
 def prepare_step(optimiser: torch.optim.Optimizer, config: OptimiserConfig, step: int, steps: int) -> float:

@@ -15,8 +15,8 @@ from codebrain.training.checkpoint import Checkpoint
 
 _log = logging.getLogger(__name__)
 
-_WITHOUT_EFFECT = {"checkpoint_steps", "checkpoint_minutes"}
-"""Settings that change nothing in what is learnt, so a resumed run may have others."""
+_WITHOUT_EFFECT = {"checkpoint_steps", "checkpoint_minutes", "compile"}
+"""Settings that change nothing in what is learnt beyond rounding, so a resumed run may have others."""
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, player: str, tensors: Mapping[str, Tensor]) -> None:

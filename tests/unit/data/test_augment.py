@@ -117,6 +117,13 @@ def test_the_global_state_is_left_alone(images: torch.Tensor) -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_part_of_a_batch_is_changed_as_in_the_whole(name: str, images: torch.Tensor) -> None:
+    augment = Augmentation.named(name)
+    whole, part = augment(images, _generator(3)), augment(images[2:5], _generator(3), first=2, of=len(images))
+    torch.testing.assert_close(part, whole[2:5], rtol=0, atol=1e-6)
+
+
 def test_unknown_name() -> None:
     with pytest.raises(UsageError, match="flips"):
         Augmentation.named("heavy")

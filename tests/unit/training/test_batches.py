@@ -4,9 +4,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from codebrain.errors import UsageError
 from codebrain.training.batches import TrainingBatches, leave_one_out
 from codebrain.training.config import StageConfig, TrainConfig
 from codebrain.vocabulary import ModalitySet
@@ -67,3 +69,18 @@ def test_a_contrast_the_store_lacks_is_absent_everywhere(tmp_path: Path) -> None
     other = TrainingBatches(drawn.store, drawn.config, drawn.stage, 0, ModalitySet.parse("PD,T1,T2"))
     batch = other.batch(0)
     assert not batch.available[:, 0].any() and batch.available[:, 1:].all()
+
+
+@pytest.mark.parametrize("patterns", ["sample", "batch"])
+def test_what_a_sample_gets_does_not_depend_on_the_process(tmp_path: Path, patterns: str) -> None:
+    whole = batches(tmp_path, patterns=patterns).batch(2)
+    parts = [batches(tmp_path, rank, 2, patterns=patterns).batch(2) for rank in range(2)]
+    assert whole.ids == parts[0].ids + parts[1].ids
+    assert torch.equal(whole.images, torch.cat([part.images for part in parts]))
+    assert torch.equal(whole.present, torch.cat([part.present for part in parts]))
+    assert torch.equal(whole.available, torch.cat([part.available for part in parts]))
+
+
+def test_shares_are_even(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="batch_size"):
+        batches(tmp_path, 0, 3)

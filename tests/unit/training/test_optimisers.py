@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import copy
+import math
+
 import pytest
 import torch
 
 from codebrain.errors import UsageError
 from codebrain.settings import parse_settings
 from codebrain.training.config import OptimiserConfig
-from codebrain.training.optimisers import learning_rate, make_optimiser, prepare_step
+from codebrain.training.optimisers import learning_rate, make_optimiser, prepare_step, step_if
 
 
 def test_the_rate_warms_up_then_falls_to_its_end() -> None:
@@ -42,3 +45,18 @@ def test_an_optimiser_descends_and_forgets_when_told(kind: str) -> None:
         ages.append(int(optimiser.state[weight]["step"]))
     assert ages == [1, 2, 3, 4, 5, 6, 7, 8, 1, 2], "the running means start anew at 78 % of the stage"
     assert weight.abs().max() < 1
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamax"])
+def test_a_step_that_must_not_be_changes_nothing(kind: str) -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimiser = make_optimiser([weight], OptimiserConfig(kind=kind, lr=0.1))
+    for sound in (True, False, True):
+        before, state = weight.detach().clone(), copy.deepcopy(optimiser.state_dict()["state"])
+        weight.grad = torch.tensor([1.0, 2.0, 3.0]) if sound else torch.tensor([1.0, math.nan, 3.0])
+        step_if(torch.tensor(sound), optimiser)
+        assert torch.equal(before, weight) == (not sound)
+        if not sound:
+            after = optimiser.state_dict()["state"]
+            assert all(torch.equal(torch.as_tensor(state[0][k]), torch.as_tensor(after[0][k])) for k in after[0])
+    assert optimiser.state_dict()["state"][0]["step"] == 2

@@ -1,0 +1,93 @@
+"""The block that trains is the published block: same results, same gradients, in every type."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from codebrain.nn.naf import NafBlock
+from codebrain.nn.naf_training import train_block
+
+
+def block(channels: int = 6, dtype: torch.dtype = torch.float64) -> NafBlock:
+    torch.manual_seed(0)
+    made = NafBlock(channels).to(dtype)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return made
+
+
+def gradients(made: NafBlock, features: Tensor, plain: bool, autocast: bool = False) -> tuple[Tensor, list[Tensor]]:
+    features = features.detach().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        result = (made.plain if plain else made)(features)
+    weight = 1 + torch.linspace(-3, 3, result.numel(), dtype=features.dtype).view_as(result).sin()
+    return result, list(torch.autograd.grad((result * weight).sum(), [features, *made.parameters()]))
+
+
+def test_the_gradient_is_the_derivative() -> None:
+    made = block(2)
+    features = torch.randn(2, 3, 4, 2, dtype=torch.float64, requires_grad=True)
+    names = [name for name, _ in made.named_parameters()]
+
+    def run(features: Tensor, *values: Tensor) -> Tensor:
+        by_id = {id(p): v for p, v in zip(made.parameters(), values, strict=True)}
+        return train_block(features, tuple(by_id[id(p)] for p in made.parameters_in_order()))
+
+    assert len(names) == 18
+    assert torch.autograd.gradcheck(run, (features, *made.parameters()))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (2, 8, 6), (3, 5, 7)])
+def test_equal_to_the_plain_block(shape: tuple[int, int, int]) -> None:
+    made, features = block(), torch.randn(*shape, 6, dtype=torch.float64)
+    (ours, theirs), (plain, expected) = (gradients(made, features, plain) for plain in (False, True))
+    torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(theirs, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_bfloat16_is_no_further_from_the_truth_than_autocast_is() -> None:
+    made, features = block(32, torch.float32), torch.randn(2, 12, 12, 32)
+    torch.nn.init.normal_(made.scale1, std=0.1), torch.nn.init.normal_(made.scale2, std=0.1)
+    for name in ("expand1", "attention", "project1", "expand2", "project2"):
+        torch.nn.init.normal_(getattr(made, name).weight, std=0.15)
+    _, truth = gradients(made, features, plain=True)
+    result, fast = gradients(made, features, plain=False, autocast=True)
+    _, plain = gradients(made, features, plain=True, autocast=True)
+    assert result.dtype == torch.bfloat16 and all(g.dtype == torch.float32 for g in fast)
+    for true, ours, theirs in zip(truth, fast, plain, strict=True):
+        error, usual = ((g.float() - true).norm() / true.norm() for g in (ours, theirs))
+        assert error < max(1.5 * usual, 0.01), (float(error), float(usual))
+
+
+def test_features_that_are_not_contiguous() -> None:
+    made, features = block(), torch.randn(2, 6, 5, 7, dtype=torch.float64).permute(0, 2, 3, 1)
+    torch.testing.assert_close(gradients(made, features, False)[1], gradients(made, features, True)[1])
+
+
+COMPILED = """
+import torch
+from codebrain.nn.naf import NafBlock
+from codebrain.training.step import compile_blocks
+torch.manual_seed(0)
+made, features = NafBlock(4), torch.randn(2, 8, 6, 4)
+for parameter in made.parameters():
+    torch.nn.init.normal_(parameter, std=0.5)
+expected = torch.autograd.grad(made.plain(features).square().sum(), list(made.parameters()))
+compile_blocks(made)
+seen = torch.autograd.grad(made(features).square().sum(), list(made.parameters()))
+assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-4)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_block_is_the_plain_block() -> None:
+    # In a process of its own: the checks of shapes that tests put around every function cannot be compiled.
+    subprocess.run([sys.executable, "-W", "ignore", "-c", COMPILED], check=True, timeout=300)
