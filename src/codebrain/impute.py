@@ -236,7 +236,7 @@ class Imputer:
         doubt: Stack | None = None
         start = 0
         while start < count:
-            part = slice(start, start + self.at_once)
+            part = slice(start, start + (slices_that_fit(self.at_once) if self.device.type == "cpu" else self.at_once))
             try:
                 images, entropy = self._forward(torch.from_numpy(prepared.slices[part]), plan.given)
             except (RuntimeError, MemoryError) as error:
@@ -283,11 +283,17 @@ class Imputer:
         faster = precisions(self.model, self.engine, self.device) if self.precision == "auto" else ()
         if not faster or len(prepared.slices) < _WORTH_A_CHECK:
             return PrecisionCheck(self.precision, "fp32" if self.precision == "auto" else self.precision)
-        return choose_precision(
-            self._computes, faster, torch.from_numpy(prepared.slices),
-            torch.tensor(self.modalities.pattern(plan.given)), head=torch.from_numpy(self._head(prepared)),
-            targets=[self.modalities.index(m) for m in plan.targets],
-        )  # fmt: skip
+        pattern = torch.tensor(self.modalities.pattern(plan.given))
+        targets = [self.modalities.index(m) for m in plan.targets]
+        head = torch.from_numpy(self._head(prepared))
+        try:
+            return choose_precision(
+                self._computes, faster, torch.from_numpy(prepared.slices), pattern, head=head, targets=targets
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return PrecisionCheck("auto", "fp32")  # which takes less: no second set of weights
 
     @staticmethod
     def _head(prepared: PreparedStudy) -> Bool[np.ndarray, "n h w"]:
@@ -340,6 +346,16 @@ _BYTES_ANYWAY = 2**28
 """Libraries that load late, and one slice in the model. Of 192 x 192 pixels it takes 175 MiB in a CodeBrain of the
 paper's size, less in the other architectures and far less in the starter, for which the sum is 165 to 235 MiB above
 what was measured."""
+
+
+_BYTES_A_SLICE = 2**28
+"""What one more slice at a time may take: 256 x 256 pixels in a CodeBrain of the paper's size."""
+
+
+def slices_that_fit(wanted: int) -> int:
+    """How many slices may be computed at the same time with half of the memory that is left; at least one."""
+    have = available_memory()
+    return wanted if have is None else max(1, min(wanted, have // 2 // _BYTES_A_SLICE))
 
 
 def expected_memory(study: Study, plan: Plan) -> int:

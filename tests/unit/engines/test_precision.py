@@ -189,3 +189,25 @@ def test_a_study_says_how_its_precision_was_chosen(monkeypatch):
     strict = imputer({"T1": image}, want=["T2"])
     assert strict.record["precision"] == "fp32" and len(strict.record["precision_check"]["psnr_to_fp32_db"]) == 2
     np.testing.assert_allclose(strict["T2"].data, exact["T2"].data, atol=1e-4 * scale)
+
+
+@needs_fast_products
+def test_a_check_that_does_not_fit_into_memory_leaves_float32(monkeypatch):
+    import nibabel as nib
+
+    import scans
+
+    def full(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    monkeypatch.setattr("codebrain.impute.choose_precision", full)
+    image = nib.Nifti1Image.from_bytes(scans.nifti(scans.head("T1")))
+    assert Imputer(load_model("starter"), precision="auto")({"T1": image}, want=["T2"]).record["precision"] == "fp32"
+
+
+def test_fewer_slices_at_a_time_where_memory_is_short(monkeypatch):
+    from codebrain import impute
+
+    for have, fit in ((None, 8), (2**33, 8), (2**31, 4), (2**20, 1)):
+        monkeypatch.setattr(impute, "available_memory", lambda have=have: have)
+        assert impute.slices_that_fit(8) == fit
