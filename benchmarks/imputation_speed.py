@@ -3,6 +3,7 @@
 ::
 
     python benchmarks/imputation_speed.py STUDY [--model MODEL] [--released CHECKOUT/CodeBrain/code] > speed.tsv
+    python benchmarks/imputation_speed.py STUDY --released CHECKOUT/CodeBrain/code --device cuda --slices 32 > gpu.tsv
 
 STUDY is a folder that ``codebrain impute`` takes (FLAIR and T1 are given, the others imputed). Slices are 240 x 240,
 as the released code gets them; with ``--frame head`` the box of the head, as ``codebrain impute`` cuts them. Without
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--frame", choices=("full", "head"), default="full")
     parser.add_argument("--slices", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     asked = parser.parse_args()
     set_threads(None)
     model = load_model(asked.model) if asked.model else published_size()
@@ -98,14 +100,15 @@ def methods(asked: Namespace, model: ImputationModel) -> dict[str, Method]:
     """What is compared, the reference first."""
     found: dict[str, Method] = {}
     if asked.released is not None:
-        found["released code, fp32"] = released(asked.released, model)
-    for precision in ("fp32", *reversed(precisions(model, "torch", torch.device("cpu")))):
-        engine = choose_engine(model, "torch", device=torch.device("cpu"), precision=precision)
-        found[f"codebrain, {precision}"] = lambda images, present, engine=engine: engine(images, present)[0]
+        found["released code, fp32"] = released(asked.released, model, asked.device)
+    faster = precisions(model, "torch", asked.device) if asked.device.type == "cpu" else ("bf16",)
+    for precision in ("fp32", *reversed(faster)):
+        engine = choose_engine(model, "torch", device=asked.device, precision=precision)
+        found[f"codebrain, {precision}"] = lambda images, present, engine=engine: engine(images, present)[0].cpu()
     return found
 
 
-def released(code: Path, model: ImputationModel) -> Method:
+def released(code: Path, model: ImputationModel, device: torch.device) -> Method:
     """The released networks with the model's weights, one slice at a time, decoded as its evaluation does."""
     sys.path.insert(0, str(code))
     from lib.codebrain import CodeBrain, CodeBrain_Grader  # type: ignore[import-not-found]
@@ -114,14 +117,14 @@ def released(code: Path, model: ImputationModel) -> Method:
     sizes = Namespace(INPUT_C=len(model.modalities), OUTPUT_C=len(model.modalities))
     names = Namespace(fsq_levels=list(settings.levels), naf_dim=settings.width, naf_depth=settings.depth)
     parts = {"rec_model": CodeBrain(names, sizes).eval(), "grad_model": CodeBrain_Grader(names, sizes).eval()}
-    ours = model.state_dict()
+    ours = {name: value.cpu() for name, value in model.state_dict().items()}
     for part, network in parts.items():
         theirs = network.state_dict()
         mine = released_names({f"{part}.{name}": value for name, value in theirs.items()}, depth=settings.depth)
         network.load_state_dict({k: ours[mine[f"{part}.{k}"]].reshape(v.shape) if f"{part}.{k}" in mine else v
                                  for k, v in theirs.items()})  # fmt: skip
-    reconstructor, grader = parts["rec_model"], parts["grad_model"]
-    half = torch.tensor([n // 2 for n in settings.levels])[:, None, None]
+    reconstructor, grader = (network.to(device) for network in parts.values())
+    half = torch.tensor([n // 2 for n in settings.levels], device=device)[:, None, None]
 
     @torch.no_grad()
     def one(incomplete: Tensor) -> Tensor:
@@ -129,7 +132,9 @@ def released(code: Path, model: ImputationModel) -> Method:
         decoded: Tensor = reconstructor.decoder((level - half).float() / half, reconstructor.prior_encoder(incomplete))
         return decoded.clamp(0, 1)
 
-    return lambda images, present: torch.cat([one(part) for part in (images * present[..., None, None]).split(1)])
+    return lambda images, present: torch.cat(
+        [one(part.to(device)).cpu() for part in (images * present[..., None, None]).split(1)]
+    )
 
 
 def table(
