@@ -88,8 +88,7 @@ class Imputer:
         self.engine = engine_name(engine)
         self.check = PrecisionCheck(precision, "fp32" if precision == "auto" else precision)
         self._engines: dict[Precision, Engine] = {}
-        first = self._computes(self.check.used)
-        self.at_once = max(SLICES_AT_ONCE.get(self.device.type, 1), getattr(first, "at_once", 1))
+        self.at_once = max(SLICES_AT_ONCE.get(self.device.type, 1), self._computes(self.check.used).at_once)
         self.notices: tuple[Notice, ...] = ()
 
     @classmethod
@@ -236,7 +235,7 @@ class Imputer:
         doubt: Stack | None = None
         start = 0
         while start < count:
-            part = slice(start, start + (slices_that_fit(self.at_once) if self.device.type == "cpu" else self.at_once))
+            part = slice(start, start + slices_that_fit(self.at_once, self.device))
             try:
                 images, entropy = self._forward(torch.from_numpy(prepared.slices[part]), plan.given)
             except (RuntimeError, MemoryError) as error:
@@ -352,9 +351,9 @@ _BYTES_A_SLICE = 2**28
 """What one more slice at a time may take: 256 x 256 pixels in a CodeBrain of the paper's size."""
 
 
-def slices_that_fit(wanted: int) -> int:
-    """How many slices may be computed at the same time with half of the memory that is left; at least one."""
-    have = available_memory()
+def slices_that_fit(wanted: int, device: torch.device) -> int:
+    """How many slices a CPU may compute at the same time with half of the memory that is left; at least one."""
+    have = available_memory() if device.type == "cpu" else None
     return wanted if have is None else max(1, min(wanted, have // 2 // _BYTES_A_SLICE))
 
 

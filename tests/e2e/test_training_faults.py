@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,6 +72,23 @@ def train(folder: Path, run: str = "run", *options: str, fault: str = "") -> int
     process.join(120)
     assert process.exitcode is not None, "the run hangs"
     return process.exitcode
+
+
+def two_processes(folder: Path, run: str, faults: tuple[str, str] = ("", "")) -> list[Any]:
+    """Two processes as torchrun starts them, each with its fault, when they have ended or two minutes are over."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"TORCHELASTIC_RUN_ID": "none", "GROUP_RANK": "0"}
+    ranks = [
+        begin(folder, run, "--device", "cpu", fault=fault, said=f"{run}{r}.txt", RANK=str(r), LOCAL_RANK=str(r),
+              **shared)
+        for r, fault in enumerate(faults)
+    ]  # fmt: skip
+    for process in ranks:
+        process.join(120)
+    return ranks
 
 
 def said(folder: Path) -> str:
@@ -268,19 +286,9 @@ def test_without_validation_patients_the_last_step_is_the_result(folder: Path, t
 
 @pytest.mark.row("F13")
 def test_two_processes_agree_and_match_one(folder: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    shared |= {"TORCHELASTIC_RUN_ID": "none", "GROUP_RANK": "0"}
     # The toy's noise is drawn per process, so one process of two cannot equal one alone bit for bit.
-    ranks = [
-        begin(folder, "two", "--device", "cpu", said=f"rank{r}.txt", RANK=str(r), LOCAL_RANK=str(r), **shared)
-        for r in range(2)
-    ]
-    for process in ranks:
-        process.join(120)
-    assert [process.exitcode for process in ranks] == [0, 0], (folder / "rank0.txt").read_text()
+    ranks = two_processes(folder, "two")
+    assert [process.exitcode for process in ranks] == [0, 0], (folder / "two0.txt").read_text()
     assert steps(folder / "two") == EVERY_STEP, "only the first process writes"
     ours, theirs = (load_file(folder / run / "model" / "model.safetensors") for run in ("two", "whole"))
     assert all(abs(ours[name] - theirs[name]).max() < 0.1 for name in theirs)
@@ -294,17 +302,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.row("F13")
 def test_two_processes_train_as_one_does(real: Path) -> None:
     """Patterns, crops and flips belong to a sample's place in the batch; losses are pooled before the logarithm."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    shared |= {"TORCHELASTIC_RUN_ID": "none", "GROUP_RANK": "0"}
-    ranks = [
-        begin(real, "pair", "--device", "cpu", said=f"pair{r}.txt", RANK=str(r), LOCAL_RANK=str(r), **shared)
-        for r in range(2)
-    ]
-    for process in ranks:
-        process.join(120)
+    ranks = two_processes(real, "pair")
     assert [process.exitcode for process in ranks] == [0, 0], (real / "pair0.txt").read_text()
     ours, theirs = (load_file(real / run / "model" / "model.safetensors") for run in ("pair", "whole"))
     for name in theirs:
@@ -320,19 +318,7 @@ def test_two_processes_train_as_one_does(real: Path) -> None:
 
 @pytest.mark.row("F13")
 def test_when_one_process_of_two_is_killed_the_other_ends_too(folder: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    shared |= {"TORCHELASTIC_RUN_ID": "none", "GROUP_RANK": "0"}
-    faults_of = ("", "step.after_players:3:kill9")
-    ranks = [
-        begin(folder, "orphan", "--device", "cpu", fault=faults_of[r], said=f"orphan{r}.txt", RANK=str(r),
-              LOCAL_RANK=str(r), **shared)
-        for r in range(2)
-    ]  # fmt: skip
-    for process in ranks:
-        process.join(120)
+    ranks = two_processes(folder, "orphan", faults=("", "step.after_players:3:kill9"))
     assert ranks[1].exitcode == -signal.SIGKILL
     assert ranks[0].exitcode == 4, "None: the first process hangs"
     assert "ENV_PEER" in (folder / "orphan0.txt").read_text()

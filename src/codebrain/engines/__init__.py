@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from codebrain.engines._contract import Engine
     from codebrain.models._contract import ImputationModel
+    from codebrain.nn.fast import Reduced
     from codebrain.vocabulary import Precision
 
 ENGINES = ("torch", "openvino", "onnx")
@@ -47,7 +48,7 @@ def engine_name(choice: str) -> str:
     return name
 
 
-def precisions(model: ImputationModel, name: str, device: torch.device) -> tuple[Precision, ...]:
+def precisions(model: ImputationModel, name: str, device: torch.device) -> tuple[Reduced, ...]:
     """The precisions below ``fp32`` in which an engine is faster with this model on this machine, fastest first."""
     if engine_name(name) != "torch" or device.type != "cpu":
         return ()
@@ -100,16 +101,14 @@ def choose_engine(model: ImputationModel, name: str = "auto", *, device: torch.d
 def _in_torch(model: ImputationModel, device: torch.device, precision: Precision) -> Engine:
     import torch
 
-    from codebrain.engines.reduced_engine import ReducedEngine, is_nafnet, reductions
+    from codebrain.engines.reduced_engine import ReducedEngine, is_nafnet
     from codebrain.engines.slice_threads import SliceThreads
     from codebrain.engines.torch_engine import TorchEngine
 
-    reduced = next((known for known in reductions(model) if known == precision), None)
-    engine: Engine
-    if reduced is None or device.type != "cpu":
-        engine = TorchEngine(model, device=device, precision=precision)
-    else:
-        engine = ReducedEngine(model, reduced)
+    reduced = next((known for known in precisions(model, "torch", device) if known == precision), None)
+    engine: Engine = (
+        TorchEngine(model, device=device, precision=precision) if reduced is None else ReducedEngine(model, reduced)
+    )
     # Only networks that are known to keep nothing between two slices and to draw nothing are called side by side.
     apart = device.type == "cpu" and is_nafnet(model)
     return SliceThreads(engine, torch.get_num_threads()) if apart else engine

@@ -13,9 +13,11 @@ class Engine(Protocol):
 
     Attributes:
         name: ``torch``, ``openvino`` or ``onnx``.
+        at_once: slices that it computes side by side.
     """
 
     name: str
+    at_once: int
 
     def __call__(
         self, images: Float[Tensor, "b m h w"], present: Bool[Tensor, "b m"]

@@ -16,6 +16,7 @@ class OnnxEngine:
     """The converted network, one slice at a time."""
 
     name = "onnx"
+    at_once = 1
 
     def __init__(self, model: ImputationModel) -> None:
         self.session = session(onnx_network(model))

@@ -24,6 +24,7 @@ class OpenVinoEngine:
     """
 
     name = "openvino"
+    at_once = 1
 
     def __init__(self, model: ImputationModel, *, precision: Precision) -> None:
         self.request = request(onnx_network(model), precision=precision)

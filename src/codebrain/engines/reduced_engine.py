@@ -39,6 +39,7 @@ class ReducedEngine:
     """
 
     name = "torch"
+    at_once = 1
 
     def __init__(self, model: ImputationModel, precision: Reduced) -> None:
         self.pooling = Pooling()

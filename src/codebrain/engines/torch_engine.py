@@ -15,6 +15,7 @@ class TorchEngine:
     """Computes in float32, or under autocast in bfloat16."""
 
     name = "torch"
+    at_once = 1
 
     def __init__(self, model: ImputationModel, *, device: torch.device, precision: Precision) -> None:
         self.network = Network(model.to(device))

@@ -3,8 +3,9 @@
 What chance gives to a sample depends on its place in the batch of all processes and not on the process that holds it,
 so that two processes train as one does.
 
-Batches are made in the process that trains. There are no loader workers, so none can be killed, hang or fill
-``/dev/shm``: a slice is read in well under a millisecond.
+Batches are made in the process that trains, by a thread (:mod:`codebrain.training.ahead`, which says what happens when
+that hangs). There are no loader workers, so none can be killed or fill ``/dev/shm``: a slice is read in well under a
+millisecond.
 """
 
 from __future__ import annotations

@@ -225,4 +225,5 @@ def test_fewer_slices_at_a_time_where_memory_is_short(monkeypatch):
 
     for have, fit in ((None, 8), (2**33, 8), (2**31, 4), (2**20, 1)):
         monkeypatch.setattr(impute, "available_memory", lambda have=have: have)
-        assert impute.slices_that_fit(8) == fit
+        assert impute.slices_that_fit(8, CPU) == fit
+    assert impute.slices_that_fit(8, torch.device("cuda")) == 8, "which says itself when it is full"
