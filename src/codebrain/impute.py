@@ -3,14 +3,12 @@
 The flow; every step hands on its result and the record that can undo it::
 
     files -> Study -> one grid, [0, 1], slices -> model -> stack -> original grid, scanner units -> files
-             imaging.study   imaging.prepared      here    Frame           IntensityScale           results
+             intake, imaging.prepared              here    Frame           IntensityScale           results
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -28,14 +26,15 @@ from codebrain.errors import Notice, is_out_of_memory, refusal
 from codebrain.imaging.align import AlignmentRecord, align_study
 from codebrain.imaging.frame import Frame
 from codebrain.imaging.intensity import fit_normalisation, foreground_mask, to_unit
-from codebrain.imaging.prepared import PreparedStudy, prepare_study
-from codebrain.imaging.space import REFERENCE, NativeSpace, native_contrasts
+from codebrain.imaging.prepared import PreparedStudy
+from codebrain.imaging.space import REFERENCE, NativeSpace
 from codebrain.imaging.study import Study
-from codebrain.machine import available_memory, choose_device, in_gib, set_threads
+from codebrain.intake import Align, Intake, Stopwatch, take_in
+from codebrain.machine import available_memory, choose_device, set_threads
 from codebrain.metrics import mae, psnr, ssim
 from codebrain.models import load_model
 from codebrain.models._contract import ImputationModel
-from codebrain.plan import Plan, plan_study
+from codebrain.plan import Plan
 from codebrain.records import RunFacts
 from codebrain.results import Image, Imputation, ImputedContrast, IntensityScale
 from codebrain.threads import in_threads
@@ -134,7 +133,7 @@ class Imputer:
         want: Iterable[str | Modality] | None = None,
         *,
         name: str = "study",
-        align: Literal["auto", "none"] = "auto",
+        align: Align = "auto",
         reference: str | Modality | None = None,
         space: str | Iterable[str] = REFERENCE,
         intensity: Literal["scanner", "unit"] = "scanner",
@@ -161,16 +160,30 @@ class Imputer:
         Raises:
             CodeBrainError: as documented in the list of bad inputs; what the command line prints.
         """
-        watch = Stopwatch()
-        with watch("read"):
-            study = read_study(inputs, name=name, **reading)
-        plan = plan_study(study.volumes, self.modalities, want, evaluate=evaluate)
-        asked = asked_spaces(space, plan)
-        if not plan.targets:
+        intake = take_in(
+            inputs, self.model.preparation, want, name=name, align=align, reference=reference, space=space,
+            evaluate=evaluate, **reading,
+        )  # fmt: skip
+        return self.impute(intake, intensity=intensity, advance=advance)
+
+    def impute(
+        self, intake: Intake, *, intensity: Literal["scanner", "unit"] = "scanner", advance: Advance | None = None
+    ) -> Imputation:
+        """Complete a study that was taken in for this model.
+
+        Args:
+            intake: by :func:`codebrain.intake.take_in` with this model's preparation.
+            intensity, advance: as for a call.
+
+        Raises:
+            ModelRefused: ``CKPT_MISMATCH`` when it was prepared for another model.
+        """
+        study, plan, prepared = intake.study, intake.plan, intake.prepared
+        if intake.preparation != self.model.preparation:
+            raise refusal("CKPT_MISMATCH", "the study was prepared for another model", file=self.model.name)
+        if prepared is None:
             return Imputation(study.name, {}, {}, {}, {}, {}, plan.notices)
-        refuse_without_memory(study, plan)
-        with watch("prepare"):
-            prepared = self.prepare(study, plan, align=align, reference=reference)
+        watch = Stopwatch(intake.seconds)
         with watch("model"):
             stacks, doubt = self.complete(prepared, plan, advance)
             unsure = None if doubt is None else self.study_doubt(prepared, plan, doubt)
@@ -186,7 +199,7 @@ class Imputer:
                 for row in score_rows(m, stacks[m], truth.images[m], prepared.frame, head=prepared.foreground)
             ]
         with watch("native"):
-            spaces = native_spaces(asked, study, prepared, truth.alignment)
+            spaces = native_spaces(intake.spaces, study, prepared, truth.alignment)
         facts = RunFacts(
             study, plan, prepared, self.model, str(self.device), self.check, truth.alignment, spaces, unsure,
             self.notices, engine=self.engine,
@@ -210,20 +223,6 @@ class Imputer:
         record = facts.run_record(watch.seconds, scores)
         files = tuple(volume.file for volume in study.volumes.values() if volume.file is not None)
         return Imputation(study.name, contrasts, given, unit, truth.images, record, facts.notices, files, native=native)
-
-    def prepare(
-        self, study: Study, plan: Plan, *, align: Literal["auto", "none"] = "auto",
-        reference: str | Modality | None = None,
-    ) -> PreparedStudy:  # fmt: skip
-        """The given contrasts on one grid, in [0, 1], as slices. Withheld contrasts have no part in it."""
-        grid = None if reference is None else Modality.parse(reference)
-        if grid is not None and grid not in plan.given:
-            raise refusal(
-                "CONFIG", "the reference is not among the contrasts that are imputed from",
-                field="ref", found=grid, expected=", ".join(plan.given),
-            )  # fmt: skip
-        given = Study(study.name, {m: study.volumes[m] for m in plan.given})
-        return prepare_study(given, self.model.preparation, align=align, reference=grid)
 
     def complete(
         self, prepared: PreparedStudy, plan: Plan, advance: Advance | None = None
@@ -317,36 +316,6 @@ class Imputer:
         return completed.float().cpu(), code_doubt(grades, (height, width)).cpu() if grades else None
 
 
-def read_study(inputs: Mapping[Any, Any] | Study, *, name: str = "study", **reading: Any) -> Study:
-    """A study from files or images by contrast; contrast names may be aliases.
-
-    Raises:
-        UsageError: ``MOD_UNKNOWN``, ``MOD_DUPLICATE``, ``MOD_NONE``.
-        InputRefused: for a file that cannot be used.
-    """
-    if isinstance(inputs, Study):
-        return inputs
-    files = {}
-    for key, source in inputs.items():
-        modality = Modality.parse(str(key))
-        if modality in files:
-            raise refusal("MOD_DUPLICATE", f"{modality} is given twice", found=f"{key} and {modality}")
-        files[modality] = source
-    return Study.read(files, name=name, **reading)
-
-
-_BYTES_A_VOXEL = (10, 7, 13)
-"""Peak memory for every voxel of the reference grid: in any case, for every given and for every imputed contrast.
-
-Fitted to the resident memory of the starter on grids of 0.8 and 6.2 million voxels: 1 or 4 contrasts from one, 1 from
-four; 213 to 429 MiB on the larger grid, 110 MiB on the smaller. A registration of two contrasts fitted as well."""
-
-_BYTES_ANYWAY = 2**28
-"""Libraries that load late, and one slice in the model. Of 192 x 192 pixels it takes 175 MiB in a CodeBrain of the
-paper's size, less in the other architectures and far less in the starter, for which the sum is 165 to 235 MiB above
-what was measured."""
-
-
 _BYTES_A_SLICE = 2**28
 """What one more slice at a time may take: 256 x 256 pixels in a CodeBrain of the paper's size."""
 
@@ -355,31 +324,6 @@ def slices_that_fit(wanted: int, device: torch.device) -> int:
     """How many slices a CPU may compute at the same time with half of the memory that is left; at least one."""
     have = available_memory() if device.type == "cpu" else None
     return wanted if have is None else max(1, min(wanted, have // 2 // _BYTES_A_SLICE))
-
-
-def expected_memory(study: Study, plan: Plan) -> int:
-    """Bytes that completing a study will need at most, on top of what the process holds with the scans read.
-
-    Weights and scans are in memory by then.
-    """
-    largest = max(study.volumes[m].data.size for m in plan.given)
-    some, given, imputed = _BYTES_A_VOXEL
-    return _BYTES_ANYWAY + largest * (some + given * len(plan.given) + imputed * len(plan.targets))
-
-
-def refuse_without_memory(study: Study, plan: Plan) -> None:
-    """Say before the work that it cannot end well.
-
-    Raises:
-        EnvironmentRefused: ``ENV_MEMORY``, with the estimate and what there is.
-    """
-    need, have = expected_memory(study, plan), available_memory()
-    if have is not None and need > have:
-        raise refusal(
-            "ENV_MEMORY", "this study needs more memory than this process may still use",
-            found=f"{in_gib(have)} left", expected=f"about {in_gib(need)}",
-            hint="Allot more memory, impute fewer contrasts at once with --want, or give --ref a coarser scan.",
-        )  # fmt: skip
 
 
 def restore(prepared: PreparedStudy, stack: Stack) -> Image:
@@ -391,22 +335,6 @@ def restore(prepared: PreparedStudy, stack: Stack) -> Image:
 def restore_all(prepared: PreparedStudy, stacks: Mapping[Modality, Stack]) -> dict[Modality, Image]:
     """Every stack as :func:`restore` does it."""
     return dict(zip(stacks, in_threads(lambda stack: restore(prepared, stack), stacks.values()), strict=True))
-
-
-def asked_spaces(space: str | Iterable[str], plan: Plan) -> tuple[Modality, ...]:
-    """The contrasts in whose native space results are wanted.
-
-    Raises:
-        UsageError: ``CONFIG`` for a contrast that is not part of the work; see :func:`native_contrasts`.
-    """
-    asked, here = native_contrasts(space), (*plan.given, *plan.withheld)
-    for contrast in asked:
-        if contrast not in here:
-            raise refusal(
-                "CONFIG", "results have no other spaces than those of the given contrasts that the model knows",
-                field="space", found=f"native:{contrast}", expected=", ".join(f"native:{m}" for m in here),
-            )  # fmt: skip
-    return asked
 
 
 def native_spaces(
@@ -503,17 +431,3 @@ def _uncut(stack: Stack, frame: Frame) -> Stack:
     full = np.zeros((len(stack), *frame.full_slice), np.float32)
     full[:, top : top + height, left : left + width] = stack
     return full
-
-
-class Stopwatch:
-    """Seconds per named step, of all its parts."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, step: str) -> Iterator[None]:
-        """Time a step."""
-        begun = time.perf_counter()
-        yield
-        self.seconds[step] = round(self.seconds.get(step, 0.0) + time.perf_counter() - begun, 2)

@@ -20,8 +20,6 @@ from codebrain.errors import Notice
 from codebrain.imaging import safe_files
 from codebrain.imaging.volume import Volume, volume_image, write_volume
 from codebrain.machine import peak_memory
-from codebrain.report.page import write_report
-from codebrain.report.preview import draw_panels, draw_preview, panel_titles, png, study_panels
 from codebrain.threads import in_threads
 from codebrain.vocabulary import Modality
 
@@ -260,6 +258,8 @@ class Imputation:
         self, stage: Path, *, command: Sequence[str] | None = None, dicom: bool = False, keep_patient: bool = False
     ) -> dict[str, Any]:
         """Write images, doubt maps, sidecars, pictures, record and report into an empty folder; returns the record."""
+        from codebrain.report.page import write_report  # not before there is something to report: a tenth of a second
+
         stem, begun = output.check_stem(self.name), time.perf_counter()
         images = [self.contrasts, *self.native.values()]
         files = [c for space in images for c in space.values()]
@@ -307,6 +307,8 @@ class Imputation:
 
     def pictures(self) -> Pictures:
         """Every picture of the study, drawn."""
+        from codebrain.report.preview import draw_panels, draw_preview, panel_titles, png, study_panels
+
         unsure = self.low_confidence
         panels = study_panels(self.given, self.unit, truth=self.truth, doubt=self.doubt, low_confidence=unsure)
         affine = next(iter(self.contrasts.values())).reference.affine

@@ -99,8 +99,8 @@ def test_ixi_as_published(typed, ixi, tmp_path):
 def test_training_scoring_and_imputation_see_one_frame(typed, ixi, tmp_path):
     """A head in the middle of its frame while training, and in a corner later, was a difference nobody saw."""
     from codebrain.impute import Imputer
+    from codebrain.intake import take_in
     from codebrain.models import build_model
-    from codebrain.plan import plan_study
 
     assert typed("prepare", "ixi", ixi, "-o", tmp_path / "store", "--frame", "56x64", "--jobs", 1).status == 6
     store = SliceStore.open(tmp_path / "store")
@@ -108,7 +108,7 @@ def test_training_scoring_and_imputation_see_one_frame(typed, ixi, tmp_path):
     model.preparation = store.preparation
     files = {m: ixi / f"IXI-{m}" / f"IXI002-Guys-0828-{m}.nii.gz" for m in ("T1", "T2")}
     study = Study.read(files)
-    prepared = Imputer(model).prepare(study, plan_study(study.volumes, model.modalities, None))
+    prepared = take_in(study, model.preparation).prepared
     first, end = store.record("IXI002-Guys-0828").frame["slices"]
     begin = prepared.frame.slices[0]
     stored = store.stack("IXI002-Guys-0828")

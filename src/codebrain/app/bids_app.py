@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -22,6 +22,7 @@ from codebrain.app._common import (
     VerboseOption,
     emit,
     emit_json,
+    leave,
     run,
     say,
 )
@@ -207,5 +208,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return invoke(build_app(), "codebrain-bids", spread(arguments))
 
 
+def entry() -> NoReturn:
+    """The program ``codebrain-bids``."""
+    leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -10,12 +10,12 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from codebrain.app import commands
-from codebrain.app._common import emit, report_error, say
+from codebrain.app._common import emit, leave, report_error, say
 from codebrain.errors import refusal
 from codebrain.marks import RESEARCH_USE_ONLY
 
@@ -69,6 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return invoke(build_app(only=arguments[0] if arguments else None), "codebrain", arguments)
 
 
+def entry() -> NoReturn:
+    """The program ``codebrain``."""
+    leave(main())
+
+
 def invoke(app: typer.Typer, name: str, argv: Sequence[str]) -> int:
     """Run the arguments ``argv`` of the program ``name``; returns the exit status."""
     arguments = list(argv)
@@ -95,4 +100,4 @@ def _usage(error: Exception, arguments: Sequence[str], program: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
 
 from codebrain.imaging.align import by_header
 from codebrain.imaging.prepared import PreparedStudy
@@ -104,9 +104,9 @@ def _edges(cut: Cut) -> NDArray[np.bool_]:
 
     Source: Marr and Hildreth, "Theory of edge detection", Proceedings of the Royal Society B 1980.
     """
-    smooth = ndimage.gaussian_filter(cut, 1.2)
-    slope = ndimage.gaussian_gradient_magnitude(smooth, 0.8)
-    sign = ndimage.gaussian_laplace(cut, 1.6) > 0
+    smooth = scipy.ndimage.gaussian_filter(cut, 1.2)
+    slope = scipy.ndimage.gaussian_gradient_magnitude(smooth, 0.8)
+    sign = scipy.ndimage.gaussian_laplace(cut, 1.6) > 0
     crossing = np.zeros_like(sign)
     crossing[:-1] |= sign[:-1] != sign[1:]
     crossing[:, :-1] |= sign[:, :-1] != sign[:, 1:]

@@ -19,8 +19,8 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from codebrain.errors import missing_extra
 
@@ -63,7 +63,7 @@ class Template:
     def sample(self, volume: Array, points: Array, order: int = 1) -> Array:
         """Values of ``volume`` at world ``points`` ``(3, n)``, linear, edge value outside."""
         at = (points - self.origin[:, None]) / self.step
-        return np.asarray(ndimage.map_coordinates(volume, at, order=order, mode="nearest"), np.float32)
+        return np.asarray(scipy.ndimage.map_coordinates(volume, at, order=order, mode="nearest"), np.float32)
 
 
 @functools.lru_cache(maxsize=2)
@@ -94,7 +94,7 @@ def _maps(t1: Array, grey: Array, white: Array, origin: Array, step: float) -> T
     rest = np.maximum(grey + white, 1e-3)
     expected = fluid * 0.27 + (1 - fluid) * (grey * 0.65 + white * 0.88) / rest
     detail = np.where(brain, t1 - expected, 0).astype(np.float32)
-    from_white = ndimage.distance_transform_edt(white < 0.5, sampling=step).astype(np.float32)
+    from_white = scipy.ndimage.distance_transform_edt(white < 0.5, sampling=step).astype(np.float32)
     return Template(grey, white, fluid, detail, from_white, _signed_distance(brain, step), origin, step)
 
 
@@ -110,10 +110,12 @@ def _block_mean(volume: Array, factor: int) -> Array:
 def _signed_distance(mask: NDArray[np.bool_], step: float) -> Array:
     """Distance to the border of ``mask`` with its inner holes filled, found on a 2 mm grid and interpolated."""
     coarse = max(1, round(2 / step))
-    small = ndimage.binary_fill_holes(ndimage.binary_closing(mask[::coarse, ::coarse, ::coarse], iterations=2))
+    small = scipy.ndimage.binary_fill_holes(
+        scipy.ndimage.binary_closing(mask[::coarse, ::coarse, ::coarse], iterations=2)
+    )
     padded = np.pad(small, 1)
-    signed = ndimage.distance_transform_edt(~padded) - ndimage.distance_transform_edt(padded)
-    signed = ndimage.gaussian_filter(signed[1:-1, 1:-1, 1:-1].astype(np.float32), 0.6) * (step * coarse)
+    signed = scipy.ndimage.distance_transform_edt(~padded) - scipy.ndimage.distance_transform_edt(padded)
+    signed = scipy.ndimage.gaussian_filter(signed[1:-1, 1:-1, 1:-1].astype(np.float32), 0.6) * (step * coarse)
     return _stretch(signed, mask.shape, coarse)
 
 

@@ -14,8 +14,8 @@ import itertools
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from codebrain.data.phantom_anatomy import Array, Template, smooth_field, step, swell
 
@@ -42,7 +42,7 @@ def vessel_map(generator: np.random.Generator, template: Template) -> Array:
             _trace(volume, template, _polyline(nodes), generator.uniform(0.4, 1.0))
     for nodes in _cortical_courses(generator, template, count=70):
         _trace(volume, template, nodes, generator.uniform(0.25, 0.8))
-    tubes = ndimage.gaussian_filter(volume, 0.75 / template.step, truncate=3)
+    tubes = scipy.ndimage.gaussian_filter(volume, 0.75 / template.step, truncate=3)
     return np.asarray(np.clip(1.1 * tubes, 0, 1) + _sinus(template) + _choroid(generator, template), np.float32)
 
 
@@ -52,7 +52,7 @@ def _polyline(nodes: NDArray[np.float64]) -> NDArray[np.float64]:
         np.linspace(a, b, max(2, int(np.linalg.norm(b - a) / 0.4)), endpoint=False)
         for a, b in itertools.pairwise(nodes)
     ]
-    return np.asarray(ndimage.uniform_filter1d(np.concatenate(legs), 9, axis=0, mode="nearest"))
+    return np.asarray(scipy.ndimage.uniform_filter1d(np.concatenate(legs), 9, axis=0, mode="nearest"))
 
 
 def _trace(volume: Array, template: Template, line: NDArray[np.float64], calibre: float) -> None:
@@ -147,7 +147,7 @@ def plaques(
 def _plaque_places(generator: np.random.Generator, template: Template, count: int) -> list[Array]:
     white = template.white > 0.9
     inner = (template.fluid > 0.6) & (template.outside < -22)
-    ventricle = ndimage.gaussian_filter(inner.astype(np.float32), 4.0 / template.step, truncate=2.5)
+    ventricle = scipy.ndimage.gaussian_filter(inner.astype(np.float32), 4.0 / template.step, truncate=2.5)
     periventricular = np.flatnonzero(white & (ventricle > 0.10))
     cortical = np.flatnonzero((template.white > 0.6) & (template.white < 0.9) & (template.outside < -4))
     places = []

@@ -39,8 +39,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from codebrain.data.phantom_anatomy import Shape, smooth_field
 from codebrain.vocabulary import Modality
@@ -283,6 +283,6 @@ def _blurred(values: Array, mask: NDArray[np.bool_], sigma: float, axis: int) ->
         return values
     volume = np.zeros(mask.shape, np.float32)
     volume[mask] = values
-    top = ndimage.gaussian_filter1d(volume, sigma, axis=axis, truncate=3)
-    weight = ndimage.gaussian_filter1d(mask.astype(np.float32), sigma, axis=axis, truncate=3)
+    top = scipy.ndimage.gaussian_filter1d(volume, sigma, axis=axis, truncate=3)
+    weight = scipy.ndimage.gaussian_filter1d(mask.astype(np.float32), sigma, axis=axis, truncate=3)
     return np.asarray(top[mask] / weight[mask], np.float32)

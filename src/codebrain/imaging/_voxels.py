@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from codebrain.errors import CodeBrainError, Notice, refusal
 
@@ -101,7 +101,7 @@ def _judge_finite(data: Image, path: Path | None, name: str) -> list[Notice]:
 
 def _outside(data: Image, missing: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Which missing voxels hang together with the border, or lie outside the hull of the signal."""
-    regions, count = ndimage.label(missing)
+    regions, count = scipy.ndimage.label(missing)
     touching = np.zeros(count + 1, bool)
     for axis in range(3):
         for face in (0, -1):
@@ -111,7 +111,7 @@ def _outside(data: Image, missing: NDArray[np.bool_]) -> NDArray[np.bool_]:
     if not known.size:
         return missing
     signal = np.where(missing, False, data > known.min() + 0.1 * (np.percentile(known, 99.0) - known.min()))
-    return np.asarray(touching[regions] | (missing & ~ndimage.binary_fill_holes(signal)))
+    return np.asarray(touching[regions] | (missing & ~scipy.ndimage.binary_fill_holes(signal)))
 
 
 def _judge_signal(data: Image, low: float, high: float, path: Path | None) -> None:

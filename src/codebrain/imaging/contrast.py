@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage, stats
 
 from codebrain.imaging.frame import ras_view
 from codebrain.imaging.volume import Volume
@@ -187,7 +187,7 @@ def measure_relations(volume: Volume, head: Mask, *, stripped: bool) -> Relation
     """The numbers of :class:`Relations`; ``None`` where too little of the upper brain is in view."""
     air = float(np.median(volume.data[~head])) if not head.all() else 0.0
     data, mask = _small(volume.data, volume.affine) - air, _small(head.astype(np.float32), volume.affine) > 0.5
-    mask = ndimage.binary_fill_holes(mask)
+    mask = scipy.ndimage.binary_fill_holes(mask)
     upper, centre = _regions(mask, 0.0 if stripped else _SKIN_MM)
     if min(int(upper.sum()), int(centre.sum())) < _LEAST_VOXELS:
         return None
@@ -214,13 +214,15 @@ def _small(data: Image, affine: NDArray[np.float64]) -> Image:
     """Averaged to voxels of about 3 mm, axes to the right, to the front, to the top."""
     turned, spacing = ras_view(data, affine)
     blocks = [max(1, round(_EDGE_MM / mm)) for mm in spacing]
-    smooth = ndimage.uniform_filter(turned, blocks) if max(blocks) > 1 else turned
-    return np.asarray(ndimage.zoom(smooth, spacing / _EDGE_MM, order=1, grid_mode=True, mode="nearest"), np.float32)
+    smooth = scipy.ndimage.uniform_filter(turned, blocks) if max(blocks) > 1 else turned
+    return np.asarray(
+        scipy.ndimage.zoom(smooth, spacing / _EDGE_MM, order=1, grid_mode=True, mode="nearest"), np.float32
+    )
 
 
 def _regions(mask: Mask, skin: float) -> tuple[Mask, Mask]:
     """The upper brain, and the ellipsoid around its centre."""
-    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1, 1:-1] * _EDGE_MM
+    depth = scipy.ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1, 1:-1] * _EDGE_MM
     levels = np.flatnonzero(mask.any((0, 1)))
     if not levels.size:
         return mask, mask
@@ -236,7 +238,7 @@ def _regions(mask: Mask, skin: float) -> tuple[Mask, Mask]:
 
 
 def _slope(data: Image) -> Image:
-    return np.asarray(np.sqrt(sum(ndimage.sobel(data, axis) ** 2 for axis in range(3))), np.float32)
+    return np.asarray(np.sqrt(sum(scipy.ndimage.sobel(data, axis) ** 2 for axis in range(3))), np.float32)
 
 
 def _even_is_brighter(values: Image, slope: Image) -> float:
@@ -247,7 +249,7 @@ def _even_is_brighter(values: Image, slope: Image) -> float:
     even, uneven = values[slope < np.percentile(slope, 30)], values[slope > np.percentile(slope, 60)]
     if not even.size or not uneven.size:
         return 0.5
-    return float(stats.mannwhitneyu(even, uneven, method="asymptotic").statistic) / (even.size * uneven.size)
+    return float(scipy.stats.mannwhitneyu(even, uneven, method="asymptotic").statistic) / (even.size * uneven.size)
 
 
 def _beyond_white(values: Image, slope: Image, fluid: float) -> float:

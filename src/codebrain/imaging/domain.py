@@ -13,8 +13,8 @@ from operator import or_
 from typing import Any, Literal
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from codebrain.errors import CodeBrainError, Notice, refusal
 from codebrain.imaging.frame import ras_view
@@ -261,7 +261,7 @@ def _layers(head: _Head) -> NDArray[np.float64]:
     mask, data = head.mask[:, :, ring], head.data[:, :, ring]
     around = np.pad(mask, ((1, 1), (1, 1), (0, 0)))
     distances = [
-        ndimage.distance_transform_edt(around[:, :, k], sampling=head.spacing[:2])[1:-1, 1:-1]
+        scipy.ndimage.distance_transform_edt(around[:, :, k], sampling=head.spacing[:2])[1:-1, 1:-1]
         for k in range(mask.shape[2])
     ]
     if not mask.any():

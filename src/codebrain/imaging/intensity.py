@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from codebrain.errors import refusal
 from codebrain.vocabulary import Preparation
@@ -228,7 +228,7 @@ def _otsu(data: Image) -> float:
 def _largest(mask: Mask) -> Mask:
     """The largest piece with its holes filled."""
     box = tuple(_extent(np.asarray(mask.any(axis=others))) for others in ((1, 2), (0, 2), (0, 1)))
-    pieces, count = ndimage.label(mask[box])
+    pieces, count = scipy.ndimage.label(mask[box])
     if count == 0:
         return mask
     sizes = np.bincount(pieces.ravel())
@@ -265,7 +265,7 @@ def _filled(mask: Mask, *, axes: tuple[int, ...]) -> Mask:
     steps = np.zeros((3, 3, 3), bool)
     for axis in axes:
         np.moveaxis(steps, axis, 0)[:, 1, 1] = True
-    air, count = ndimage.label(~mask, steps)
+    air, count = scipy.ndimage.label(~mask, steps)
     open_air = np.zeros(count + 1, bool)
     for axis in axes:
         for face in (0, -1):

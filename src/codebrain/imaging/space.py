@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from codebrain.errors import Notice, refusal
 from codebrain.imaging._geometry import Affine
@@ -151,11 +151,11 @@ def _sample(source: Image, places: Affine, shape: tuple[int, ...], points: tuple
     """
     mode = "grid-constant" if order == _LINEAR else "nearest"
     if order > _LINEAR:
-        source = ndimage.spline_filter(source, order, output=np.float32, mode=mode)
+        source = scipy.ndimage.spline_filter(source, order, output=np.float32, mode=mode)
     total = np.zeros(shape, np.float32)
     for offset in _offsets(points):
         matrix = places @ _shift(offset)
-        total += ndimage.affine_transform(
+        total += scipy.ndimage.affine_transform(
             source, matrix[:3, :3], matrix[:3, 3], shape, np.float32, order, mode, prefilter=False
         )
     return np.asarray(total / np.float32(np.prod(points)), np.float32)

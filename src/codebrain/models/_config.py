@@ -10,7 +10,7 @@ from typing import Any
 from codebrain.errors import refusal
 from codebrain.models import bundled_models
 from codebrain.parsing import parse_json_object, read_small
-from codebrain.vocabulary import ModalitySet
+from codebrain.vocabulary import ModalitySet, Preparation
 
 FORMAT = 1
 _PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npz", ".bin")
@@ -83,6 +83,16 @@ def read_config(folder: Path) -> dict[str, Any]:
             hint="Update codebrain.",
         )
     return dict(config)
+
+
+def read_preparation(source: Path | str) -> Preparation:
+    """How images must be prepared for the model in a folder, or for a bundled one.
+
+    Raises:
+        ModelRefused: as :func:`codebrain.models.load_model`, as far as ``preparation.json`` shows it.
+    """
+    document = read(model_folder(source) / "preparation.json", small=True)
+    return Preparation.from_json(document.decode("utf-8", "replace"))
 
 
 def read_doubt_limits(folder: Path) -> dict[int, float]:

@@ -33,7 +33,15 @@ from torch.nn.modules.module import (
 from codebrain.errors import CodeBrainError, refusal
 from codebrain.imaging import safe_files
 from codebrain.models import build_model
-from codebrain.models._config import FORMAT, looks_pickled, model_folder, read, read_config, read_doubt_limits
+from codebrain.models._config import (
+    FORMAT,
+    looks_pickled,
+    model_folder,
+    read,
+    read_config,
+    read_doubt_limits,
+    read_preparation,
+)
 from codebrain.parsing import parse_json_object
 from codebrain.vocabulary import YOUNGER_FIELDS, ModalitySet, Preparation
 
@@ -106,7 +114,7 @@ def load_model(source: Path | str) -> ImputationModel:
     """
     folder = model_folder(source)
     config = read_config(folder)
-    preparation = Preparation.from_json(read(folder / "preparation.json", small=True).decode("utf-8", "replace"))
+    preparation = read_preparation(folder)
     weights = _read_weights(folder / "model.safetensors", str(config["weights_sha256"]))
     model = _built(config, folder, len(weights))
     _check_identity(folder, weights, model, preparation)

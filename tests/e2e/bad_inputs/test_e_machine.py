@@ -155,8 +155,8 @@ def test_memory_that_does_not_suffice(error, study, tmp_path, monkeypatch, imput
 @pytest.mark.row("E7")
 def test_a_study_that_cannot_fit_is_refused_before_the_work_with_the_estimate(study, tmp_path, monkeypatch, impute):
     failing(monkeypatch, AssertionError("the model computed"))
-    monkeypatch.setattr("codebrain.impute.prepare_study", lambda *_, **__: pytest.fail("the study was prepared"))
-    monkeypatch.setattr("codebrain.impute.available_memory", lambda: 200 * 2**20)
+    monkeypatch.setattr("codebrain.intake.prepare_study", lambda *_, **__: pytest.fail("the study was prepared"))
+    monkeypatch.setattr("codebrain.intake.available_memory", lambda: 200 * 2**20)
     answer = impute("--t1", study["T1"], "-o", tmp_path / "out")
     is_refused(answer, "ENV_MEMORY", 4, tmp_path / "out")
     assert "0.2 GiB left" in answer.err and "expected about 0.3 GiB" in answer.err

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -31,6 +32,7 @@ from codebrain.vocabulary import PRECISIONS, Modality
 
 if TYPE_CHECKING:
     from codebrain.imaging.dicom.series import Series
+    from codebrain.intake import Intake
     from codebrain.results import Imputation
 
 
@@ -322,28 +324,39 @@ def _without_dicom_paths(words: Sequence[str], request: Request) -> list[str]:
 
 
 def _impute(request: Request, *, quiet: bool) -> Imputation:
-    from codebrain.impute import Imputer
+    """Read and prepare the scans while torch and the model are loaded."""
+    from codebrain.data.beside import beside
+    from codebrain.machine import default_threads
 
-    imputer = Imputer.from_pretrained(
-        request.model,
-        device=request.device,
-        threads=request.threads,
-        precision=request.precision,
-        engine=request.engine,
-    )
-    with progress("imputing", quiet=quiet) as advance:
-        return imputer(
-            request.files,
-            request.want,
-            name=request.name,
-            align=request.align,
-            reference=request.reference,
-            space=request.space,
-            intensity=request.intensity,
-            evaluate=request.evaluate,
-            advance=advance,
-            **request.reading,
+    with beside(partial(_take_in, request), threads=request.threads or default_threads()) as taken_in:
+        from codebrain.impute import Imputer
+
+        imputer = Imputer.from_pretrained(
+            request.model,
+            device=request.device,
+            threads=request.threads,
+            precision=request.precision,
+            engine=request.engine,
         )
+        with progress("imputing", quiet=quiet) as advance:
+            return imputer.impute(taken_in(), intensity=request.intensity, advance=advance)
+
+
+def _take_in(request: Request) -> Intake:
+    from codebrain.intake import take_in
+    from codebrain.models._config import read_preparation
+
+    return take_in(
+        request.files,
+        read_preparation(request.model),
+        request.want,
+        name=request.name,
+        align=request.align,
+        reference=request.reference,
+        space=request.space,
+        evaluate=request.evaluate,
+        **request.reading,
+    )
 
 
 def report_result(result: Imputation, out: Path, *, as_json: bool, quiet: bool = False) -> None:
