@@ -13,7 +13,7 @@ class Engine(Protocol):
 
     Attributes:
         name: ``torch``, ``openvino`` or ``onnx``.
-        at_once: slices that it computes side by side.
+        at_once: slices that a call is best given.
     """
 
     name: str
