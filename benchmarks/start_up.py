@@ -4,9 +4,10 @@
 
     python benchmarks/start_up.py T1.nii.gz FLAIR.nii.gz 5 > start_up.tsv
 
-``import torch`` ends without Python's clearing up, as ``first slice`` does. Every command in a process of its own, in turns; seconds from start to exit, median, least and most, and the ratio to a
+Every command in a process of its own, in turns; seconds from start to exit, median, least and most, and the ratio to a
 process that imports torch and nothing else, round by round. ``first slice`` is ``impute`` up to the moment at which
-the network would be given its first slice; ``study`` is the whole command, T2 and T1Gd from two scans.
+the network would be given its first slice; ``study`` is the whole command, T2 and T1Gd from two scans. Importing torch
+and the first slice end without Python's clearing up, as the program ``codebrain`` does.
 """
 
 from __future__ import annotations
