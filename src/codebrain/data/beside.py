@@ -20,6 +20,7 @@ from typing import Any, NoReturn, TypeVar, cast
 
 from codebrain.data.isolated import end_with
 from codebrain.errors import CodeBrainError
+from codebrain.machine import available_memory
 from codebrain.threads import allot
 
 Result = TypeVar("Result")
@@ -102,6 +103,9 @@ def _send(outcome: tuple[Any, CodeBrainError | None], shared: int, answer: int) 
     views = [buffer.raw() for buffer in buffers]
     starts = [0, *accumulate(-(-view.nbytes // _ALIGNMENT) * _ALIGNMENT for view in views)]
     places = [slice(start, start + view.nbytes) for start, view in zip(starts, views, strict=False)]
+    left = available_memory()
+    if left is not None and left < 2 * starts[-1]:
+        return  # no answer: without a copy the work may fit
     os.ftruncate(shared, starts[-1] + _ALIGNMENT)  # an empty file cannot be mapped
     with mmap.mmap(shared, 0) as memory:
         for place, view in zip(places, views, strict=True):

@@ -24,9 +24,7 @@ from codebrain.threads import _Threads
 
 def fresh(code: str) -> subprocess.CompletedProcess[str]:
     """Run in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-c", BEGIN + code], capture_output=True, text=True, timeout=60, check=False
-    )
+    return subprocess.run([sys.executable, "-c", BEGIN + code], capture_output=True, text=True, timeout=60, check=False)
 
 
 def printed(code: str) -> str:
@@ -84,6 +82,16 @@ with beside(work, threads=2) as result:
 """
     told = fresh(code)
     assert told.returncode == 0 and told.stdout.strip() == "7"
+
+
+def test_nothing_is_copied_where_memory_is_short():
+    code = """
+import codebrain.data.beside as module
+module.available_memory = lambda: 10_000
+with beside(lambda: (os.getpid(), np.zeros(10_000)), threads=2) as result:
+    print(result()[0] == os.getpid())
+"""
+    assert printed(code) == "True"
 
 
 @pytest.mark.parametrize(
