@@ -25,9 +25,11 @@ from torch.nn import functional
 from codebrain.machine import short_floats
 
 _EPS = 1e-6
-_PARTS = 64
+_PARTS = 8
 """Rows are summed in as many parts, whose sums are added in the parameters' type: no copy of all rows in that type,
 and a smaller error than one sum in the rows' type."""
+_MANY = 4
+"""Times as many rows as outputs, from which on packing the weights takes less time than it saves."""
 
 Pair = tuple[Tensor, Tensor]
 """Left and right factor of a gate, each ``(rows, c)``, or the weights that make them."""
@@ -130,13 +132,14 @@ def _product(rows: Tensor, weight: Tensor, bias: Tensor, stream: Tensor | None =
     if rows.dtype != torch.bfloat16 or rows.is_cuda or not short_floats():
         product = functional.linear(rows, weight, bias)
         return product if stream is None else product.add_(stream)
-    packed, given = torch.ops.mkldnn._reorder_linear_weight(weight, None), torch.ops.mkldnn._linear_pointwise
-    result: Tensor
-    if stream is None:
-        result = given(rows, packed, bias, "none", [], "")
-    else:
-        result = given.binary(rows, stream, packed, bias, "add")
-    return result
+    if len(rows) > _MANY * len(weight):
+        weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    product: Tensor = (
+        torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+        if stream is None
+        else torch.ops.mkldnn._linear_pointwise.binary(rows, stream, weight, bias, "add")
+    )
+    return product
 
 
 def _expanded(unit: Tensor, inner: Tensor, bias: Tensor) -> Pair:
