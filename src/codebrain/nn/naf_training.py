@@ -128,10 +128,10 @@ class _Feeding(torch.autograd.Function):
 
 
 def _product(rows: Tensor, weight: Tensor, bias: Tensor, stream: Tensor | None = None) -> Tensor:
-    """``rows @ weight.T + bias``, and the stream added; on a CPU that can, bias and stream without passes of their own."""
-    if rows.dtype != torch.bfloat16 or rows.is_cuda or not short_floats():
-        product = functional.linear(rows, weight, bias)
-        return product if stream is None else product.add_(stream)
+    """``rows @ weight.T + bias``, and the stream added; a CPU that can adds both without passes of their own."""
+    if rows.dtype != torch.bfloat16 or rows.device.type != "cpu" or not short_floats():
+        plain = functional.linear(rows, weight, bias)
+        return plain if stream is None else plain.add_(stream)
     if len(rows) > _MANY * len(weight):
         weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
     product: Tensor = (
@@ -178,9 +178,7 @@ def _expanded_back(
     return back, grad_norm, grad_shift, weight.mul_(norm).addr_(bias, shift), bias
 
 
-def _scaled_back(
-    grad: Tensor, rows: Tensor, outer: Tensor, parameters: tuple[Tensor, ...]
-) -> tuple[Tensor, ...]:
+def _scaled_back(grad: Tensor, rows: Tensor, outer: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Of a product whose outputs are scaled: gradients of its rows and of weight, bias, scale."""
     weight, bias, scale = parameters
     whole, total = (grad.T @ rows).to(weight.dtype), _sums(grad[None], weight.dtype)[0]
@@ -190,7 +188,8 @@ def _scaled_back(
 
 def _sums(rows: Float[Tensor, "b r c"], dtype: torch.dtype) -> Float[Tensor, "b c"]:
     parts = math.gcd(rows.shape[1], _PARTS)
-    return rows.unflatten(1, (parts, -1)).sum(2).to(dtype).sum(1)
+    b, r, c = rows.shape
+    return rows.reshape(b, parts, r // parts, c).sum(2).to(dtype).sum(1)
 
 
 def _affine(rows: Tensor, norm: Tensor, shift: Tensor) -> Pair:
