@@ -29,7 +29,8 @@ _PARTS = 8
 """Rows are summed in as many parts, whose sums are added in the parameters' type: no copy of all rows in that type,
 and a smaller error than one sum in the rows' type."""
 _MANY = 4
-"""Times as many rows as outputs, from which on packing the weights takes less time than it saves."""
+"""Times as many rows as outputs, from which on one CPU routine is faster than another: weights are worth packing, and
+the backward pass of a convolution makes all three gradients of a product in less time than two products and a sum."""
 
 Pair = tuple[Tensor, Tensor]
 """Left and right factor of a gate, each ``(rows, c)``, or the weights that make them."""
@@ -129,10 +130,10 @@ class _Feeding(torch.autograd.Function):
 
 def _product(rows: Tensor, weight: Tensor, bias: Tensor, stream: Tensor | None = None) -> Tensor:
     """``rows @ weight.T + bias``, and the stream added; a CPU that can adds both without passes of their own."""
-    if rows.dtype != torch.bfloat16 or rows.device.type != "cpu" or not short_floats():
+    if not _shortened(rows):
         plain = functional.linear(rows, weight, bias)
         return plain if stream is None else plain.add_(stream)
-    if len(rows) > _MANY * len(weight):
+    if _many(rows, weight):
         weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
     product: Tensor = (
         torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
@@ -140,6 +141,26 @@ def _product(rows: Tensor, weight: Tensor, bias: Tensor, stream: Tensor | None =
         else torch.ops.mkldnn._linear_pointwise.binary(rows, stream, weight, bias, "add")
     )
     return product
+
+
+def _product_back(grad: Tensor, rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of rows, weight and bias of :func:`_product`; the latter in whatever type they were made in."""
+    if not _shortened(rows) or not _many(rows, weight):
+        return grad @ weight, grad.T @ rows, _sums(grad[None], torch.promote_types(grad.dtype, torch.float32))[0]
+    planes, features = (part.view(1, 1, *part.shape).permute(0, 3, 1, 2) for part in (grad, rows))
+    back, whole, total = torch.ops.aten.convolution_backward(
+        planes, features, weight[:, :, None, None], [len(weight)],
+        [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, True, True],
+    )  # fmt: skip
+    return back.permute(0, 2, 3, 1).view(rows.shape), whole.view(weight.shape), total
+
+
+def _shortened(rows: Tensor) -> bool:
+    return rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and short_floats()
+
+
+def _many(rows: Tensor, weight: Tensor) -> bool:
+    return len(rows) > _MANY * len(weight)
 
 
 def _expanded(unit: Tensor, inner: Tensor, bias: Tensor) -> Pair:
@@ -164,26 +185,28 @@ def _expanded_back(
     """
     norm, shift = affine
     unit = _normalised(rows, torch.ones_like(norm), torch.zeros_like(shift))[0]
-    weight = torch.empty_like(inner, dtype=norm.dtype)
-    for place, grad in zip(weight.chunk(2), grads, strict=True):
-        place.copy_(grad.T @ unit)
-    bias = torch.cat([_sums(grad[None], norm.dtype)[0] for grad in grads])
-    first, second = inner.chunk(2)
-    passed = (grads[0] @ first).addmm_(grads[1], second)
-    back: Tensor = torch.ops.aten.native_layer_norm_backward(
+    weight, bias = torch.empty_like(inner, dtype=norm.dtype), torch.empty_like(inner[:, 0], dtype=norm.dtype)
+    halves = []
+    for place, end, grad, half in zip(weight.chunk(2), bias.chunk(2), grads, inner.chunk(2), strict=True):
+        back, whole, total = _product_back(grad, unit, half)
+        place.copy_(whole), end.copy_(total)
+        halves.append(back)
+    passed = halves[0].add_(halves[1])
+    result: Tensor = torch.ops.aten.native_layer_norm_backward(
         passed, rows, rows.shape[-1:], *statistics, *_affine(rows, norm, shift), [True, False, False]
     )[0]
     # Not the norm's own sums: on a CPU they add up in bfloat16, and are wrong by a third for 131,072 rows.
     grad_norm, grad_shift = (_sums(part[None], norm.dtype)[0] for part in (unit.mul_(passed), passed))
-    return back, grad_norm, grad_shift, weight.mul_(norm).addr_(bias, shift), bias
+    return result, grad_norm, grad_shift, weight.mul_(norm).addr_(bias, shift), bias
 
 
 def _scaled_back(grad: Tensor, rows: Tensor, outer: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Of a product whose outputs are scaled: gradients of its rows and of weight, bias, scale."""
     weight, bias, scale = parameters
-    whole, total = (grad.T @ rows).to(weight.dtype), _sums(grad[None], weight.dtype)[0]
+    back, *made = _product_back(grad, rows, outer)
+    whole, total = (part.to(weight.dtype) for part in made)
     grad_scale = (whole * weight).sum(1) + total * bias
-    return grad @ outer, whole.mul_(scale[:, None]), total * scale, grad_scale
+    return back, whole.mul_(scale[:, None]), total * scale, grad_scale
 
 
 def _sums(rows: Float[Tensor, "b r c"], dtype: torch.dtype) -> Float[Tensor, "b c"]:

@@ -81,6 +81,17 @@ def test_a_packed_product_is_the_product(rows: int, stream: bool) -> None:
     torch.testing.assert_close(ours.double(), expected, rtol=2**-7, atol=2**-7)
 
 
+@pytest.mark.skipif(not short_floats(), reason="needs a CPU that multiplies bfloat16")
+@pytest.mark.parametrize("rows", [5, 200])
+def test_the_gradients_of_a_product_in_one_call(rows: int) -> None:
+    torch.manual_seed(0)
+    grad, features, weight = (torch.randn(*shape).bfloat16() for shape in ((rows, 16), (rows, 24), (16, 24)))
+    ours = naf_training._product_back(grad, features, weight)
+    exact = grad.double() @ weight.double(), grad.double().T @ features.double(), grad.double().sum(0)
+    for found, expected in zip(ours, exact, strict=True):
+        assert (found.double() - expected).norm() < 2**-8 * expected.norm()
+
+
 def test_norms_learn_from_many_rows() -> None:
     # PyTorch's own sums over the rows are in bfloat16 on a CPU, and wrong by a third for as many as here.
     made, features = block(8, torch.float32), torch.randn(1, 256, 256, 8)
