@@ -4,15 +4,16 @@
 
     git clone https://github.com/ycwu1997/CodeBrain RELEASED
     python benchmarks/training_throughput.py --released RELEASED/CodeBrain/code                      # this CPU
-    python benchmarks/training_throughput.py --released RELEASED/CodeBrain/code --device cuda --batches 8 16 48
-    python benchmarks/training_throughput.py --released RELEASED/CodeBrain/code --profile profile.txt
+    python benchmarks/training_throughput.py --released RELEASED/CodeBrain/code --device cuda --batches 8 16 48 \
+        --steps 10 --ways "ours bf16" "ours bf16 compiled" --profile profile.txt                     # a GPU, all of it
 
 Stage I is a step of critic and generator, stage II one of the grader, on slices of 256 x 256 with three contrasts, the
 adversarial loss on. The released step is theirs: their modules and losses, their order of updates, AdamW as they set it
 up, the numbers they read back for their log, and in stage II the images that they decode for it. Each side runs in a
 process of its own, so that neither inherits the other's allocator; the processes take turns, and every turn gives one
 ratio of the fastest of its steps. On a GPU the step is timed with the device idle before and after. MFU is the share of
-the GPU's bfloat16 peak that the arithmetic of the convolutions and products alone would need.
+the GPU's bfloat16 peak that the arithmetic of the convolutions and products alone would need. Memory is the most that
+the process, or on a GPU its tensors, took so far; a side that does not fit has a row that says so.
 
 The last table is what the paper's IXI recipe would take at the measured rates.
 """
@@ -38,6 +39,8 @@ SIZE, CONTRASTS, LEVELS = 256, 3, [8, 8, 8, 5, 5, 5]
 PAPER = {"slices": 44_934, "epochs": 300, "batch": 48, "days": 2.38, "cards": 8}
 """Wu et al., CVPR 2026, section 4: IXI, 300 epochs a stage, 8 RTX 4090."""
 STEPS = {"I": "reconstruction", "II": "grading"}
+PEAKS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0, "RTX 4090": 165.0}
+"""Dense bfloat16 Tflop/s from the makers' data sheets, by a part of the GPU's name."""
 OURS = {"ours fp32": ("fp32", False), "ours bf16": ("bf16", False), "ours bf16 compiled": ("bf16", True)}
 
 
@@ -156,7 +159,10 @@ def work(options: argparse.Namespace) -> None:
     else:
         step = our_step(options.side, options.stage, options.batch, options.device)
     wait = torch.cuda.synchronize if options.device.startswith("cuda") else lambda: None
-    print(json.dumps({"flops": arithmetic(step)}), flush=True)  # which warms up
+    flops = arithmetic(step)  # which warms up
+    if OURS.get(options.side, ("", False))[1]:
+        step()  # what is compiled was not, for counting
+    print(json.dumps({"flops": flops}), flush=True)
     for _ in sys.stdin:
         times = []
         for _ in range(options.steps):
@@ -164,7 +170,14 @@ def work(options: argparse.Namespace) -> None:
             begun = time.perf_counter()
             step(), wait()
             times.append(time.perf_counter() - begun)
-        print(json.dumps({"seconds": min(times)}), flush=True)
+        print(json.dumps({"seconds": min(times), "bytes": peak_bytes(options.device)}), flush=True)
+
+
+def peak_bytes(device: str) -> int:
+    """The most memory that this process took: of tensors on a GPU, of everything on a CPU."""
+    from codebrain.machine import peak_memory
+
+    return torch.cuda.max_memory_allocated() if device.startswith("cuda") else peak_memory()
 
 
 def arithmetic(step: Callable[[], object]) -> int:
@@ -178,7 +191,14 @@ def arithmetic(step: Callable[[], object]) -> int:
         places = grad[0] * math.prod(grad[2:])
         return 2 * places * math.prod(weight) * sum(bool(w) for w in wanted[:2])
 
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: backward}) as counter:
+    def linear(rows: list[int], *_: object, out_shape: list[int], **__: object) -> int:
+        return 2 * math.prod(out_shape) * rows[-1]
+
+    own = {torch.ops.aten.convolution_backward: backward}
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        own[torch.ops.mkldnn._linear_pointwise] = linear
+    # Eager, because what is compiled does not show its operations; the arithmetic is the same.
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False, custom_mapping=own) as counter:
         step()
     return counter.get_total_flops()
 
@@ -193,13 +213,20 @@ class Side:
         self.process = subprocess.Popen(
             [sys.executable, __file__, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self.flops = int(self._answer()["flops"])
+        self.gigabytes = math.nan
+        try:
+            self.flops = int(self._answer()["flops"])
+        except RuntimeError:
+            self.end()
+            raise
 
     def seconds(self) -> float:
         """The fastest of a few steps."""
         assert self.process.stdin is not None
         self.process.stdin.write("\n"), self.process.stdin.flush()
-        return float(self._answer()["seconds"])
+        answer = self._answer()
+        self.gigabytes = answer["bytes"] / 1e9
+        return float(answer["seconds"])
 
     def _answer(self) -> dict[str, float]:
         assert self.process.stdout is not None
@@ -214,19 +241,29 @@ class Side:
         self.process.kill(), self.process.wait()
 
 
-def measure(options: argparse.Namespace, stage: str, batch: int, way: str) -> Iterator[tuple[str, list[float], int]]:
+Row = tuple[str, list[float], Side]
+
+
+def measure(options: argparse.Namespace, stage: str, batch: int, way: str) -> Iterator[Row]:
     """Seconds of a step, turn by turn, of the released code and of one of our ways; two sides fit into memory."""
     names = [*(["released"] if options.released else []), way]
     sides: dict[str, Side] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     try:
-        for name in names:
-            sides[name] = Side(name, options, stage, batch)
-        turns = [{name: side.seconds() for name, side in sides.items()} for _ in range(options.turns)]
+        for turn, name in product(range(options.turns + 1), names):
+            try:
+                if turn == 0:
+                    sides[name] = Side(name, options, stage, batch)
+                elif name in sides:
+                    seconds[name].append(sides[name].seconds())
+            except RuntimeError as error:  # the other side is measured all the same
+                sides.pop(name, None)
+                print(f"{stage:5}  {batch:5}  {name:20}  {error}", flush=True)
     finally:
         for side in sides.values():
             side.end()
     for name, side in sides.items():
-        yield name, [turn[name] for turn in turns], side.flops
+        yield name, seconds[name], side
 
 
 def main() -> None:
@@ -235,26 +272,35 @@ def main() -> None:
     if options.side:
         work(options)
         return
-    if options.profile:
-        profile(options)
-        return
-    print("stage  batch  side                  s per step  slices/s   ratio to released (range)   arithmetic, MFU")
+    peak = options.peak_tflops or known_peak(options.device)
+    print(
+        "stage  batch  side                  s per step  slices/s   ratio to released (range)   memory   "
+        "arithmetic, MFU"
+    )
     rates: dict[str, dict[str, float]] = {}
     for stage, batch, way in product(options.stages, options.batches, options.ways):
         theirs: list[float] = []
-        for name, seconds, flops in measure(options, stage, batch, way):
+        for name, seconds, side in measure(options, stage, batch, way):
             theirs = seconds if name == "released" else theirs
-            ratios = [a / b for a, b in zip(theirs, seconds, strict=True)] or [float("nan")]
+            ratios = [a / b for a, b in zip(theirs, seconds, strict=bool(theirs))] or [math.nan]
             middle = statistics.median(seconds)
             rates.setdefault(name, {})[stage] = batch / middle
-            used = flops / middle / 1e12
-            share = f", {used / options.peak_tflops:.0%}" if options.peak_tflops else ""
+            used = side.flops / middle / 1e12
+            share = f", {used / peak:.0%}" if peak else ""
             print(
-                    f"{stage:5}  {batch:5}  {name:20}  {middle:10.3f}  {batch / middle:8.3f}   "
-                    f"{statistics.median(ratios):.2f} ({min(ratios):.2f} - {max(ratios):.2f})         "
-                    f"  {used:.2f} Tflop/s{share}", flush=True,
-                )  # fmt: skip
+                f"{stage:5}  {batch:5}  {name:20}  {middle:10.3f}  {batch / middle:8.3f}   "
+                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} - {max(ratios):.2f})         "
+                f"{side.gigabytes:5.1f} GB   {used:.2f} Tflop/s{share}", flush=True,
+            )  # fmt: skip
     expected(rates)
+    if options.profile:
+        profile(options)
+
+
+def known_peak(device: str) -> float | None:
+    """Dense bfloat16 Tflop/s of the GPU, if it is one of :data:`PEAKS`."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else ""
+    return next((peak for part, peak in PEAKS.items() if part in name), None)
 
 
 def expected(rates: dict[str, dict[str, float]]) -> None:
@@ -269,17 +315,23 @@ def expected(rates: dict[str, dict[str, float]]) -> None:
 
 
 def profile(options: argparse.Namespace) -> None:
-    """Where the time of one of our steps goes."""
+    """Where the time of a step of the last of our ways goes, at the last batch, in each stage."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as recording
 
-    step = our_step(options.ways[-1], options.stages[0], options.batches[0], options.device)
-    step(), step()
     gpu = options.device.startswith("cuda")
-    with recording(activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]) as record:
-        step()
     by = "self_device_time_total" if gpu else "self_cpu_time_total"
-    options.profile.write_text(record.key_averages().table(sort_by=by, row_limit=40))
+    tables = []
+    for stage in options.stages:
+        step = our_step(options.ways[-1], stage, options.batches[-1], options.device)
+        step(), step()
+        with recording(
+            activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU], record_shapes=True
+        ) as record:
+            step()
+        found = record.key_averages(), record.key_averages(group_by_input_shape=True)
+        tables += [f"stage {stage}", *(part.table(sort_by=by, row_limit=40) for part in found)]
+    options.profile.write_text("\n".join(tables))
 
 
 def arguments() -> argparse.Namespace:
@@ -292,8 +344,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--ways", nargs="+", choices=list(OURS), default=["ours fp32", "ours bf16"])
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1, help="steps per turn, of which the fastest counts")
-    parser.add_argument("--peak-tflops", type=float, help="the GPU's dense bfloat16 peak, for the MFU (H100 SXM: 989)")
-    parser.add_argument("--profile", type=Path, help="write where the time of one of our steps goes, and end")
+    parser.add_argument(
+        "--peak-tflops", type=float, help="the GPU's dense bfloat16 peak, for the MFU, where its name is not known here"
+    )
+    parser.add_argument("--profile", type=Path, help="write where the time of our last way goes, at the last batch")
     for name, kind in (("--side", str), ("--stage", str), ("--batch", int)):
         parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -105,3 +105,24 @@ def test_as_many_jobs_as_fit_into_memory(cgroup):
     (cgroup / "memory.max").write_text(str(10 * 2**30))
     assert [machine.jobs_that_fit(wanted, 2**31) for wanted in (1, 4, 9)] == [1, 4, 4]
     assert machine.jobs_that_fit(4, 2**40) == 1
+
+
+FREED = """
+import resource
+from codebrain.machine import keep_freed_memory
+def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+if not keep_freed_memory():
+    raise SystemExit(77)
+first = faults(); block = bytearray(2**26); del block
+again = faults(); block = bytearray(2**26)
+print(again - first, faults() - again)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="advice for the C library of Linux")
+def test_freed_memory_is_kept():
+    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=False, timeout=60)
+    if done.returncode == 77:
+        pytest.skip("another C library")
+    first, again = (int(word) for word in done.stdout.split())
+    assert first >= 16 and again < first / 10

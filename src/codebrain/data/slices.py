@@ -25,7 +25,7 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt16
+from jaxtyping import Bool, Float, Int, Shaped, UInt16
 from numpy.typing import NDArray
 
 from codebrain.data.array_file import ArrayFile, Stamp, stamp
@@ -198,10 +198,21 @@ class SliceStore:
             InputRefused: ``DATA_CORRUPT`` when a file has vanished or changed since the store was opened; its subject
                 is then among :attr:`damaged`.
         """
+        return self._batch(picks, crop, generator, np.float32)
+
+    def stored_batch(
+        self, picks: Picks, *, crop: int | None, generator: np.random.Generator
+    ) -> tuple[UInt16[np.ndarray, "b m h w"], Bool[np.ndarray, "b m"], tuple[str, ...]]:
+        """:meth:`batch` as it is stored, half as many bytes: 65535 is the intensity 1."""
+        return self._batch(picks, crop, generator, np.uint16)
+
+    def _batch(
+        self, picks: Picks, crop: int | None, generator: np.random.Generator, dtype: type[np.generic]
+    ) -> tuple[NDArray[Any], Bool[np.ndarray, "b m"], tuple[str, ...]]:
         names = [self.names[number] for number, _ in picks]
         records = [self.record(name) for name in names]
         h, w = (crop, crop) if crop is not None else self._frame(records)
-        images = np.empty((len(picks), len(self.preparation.modalities), h, w), np.float32)
+        images = np.empty((len(picks), len(self.preparation.modalities), h, w), dtype)
         lots = generator.random(len(picks)) if crop is not None else np.zeros(len(picks))
 
         def place(numbers: range) -> None:
@@ -336,12 +347,18 @@ def _inside(corner: int, most: int) -> int:
     return max(0, min(corner, most))
 
 
-def _place(image: Float[np.ndarray, "m h w"], stored: UInt16[np.ndarray, "m r c"]) -> None:
-    """Write a slice into the middle of a frame that is at least as large, and zeros around it."""
+def _place(image: Shaped[np.ndarray, "m h w"], stored: UInt16[np.ndarray, "m r c"]) -> None:
+    """Write a slice into the middle of a frame that is at least as large, and zeros around it.
+
+    Into a frame of floats in [0, 1], into one of whole numbers as it is stored.
+    """
     rows, columns = stored.shape[1:]
     top, left = (image.shape[1] - rows) // 2, (image.shape[2] - columns) // 2
     bottom, right = top + rows, left + columns
     image[:, :top], image[:, bottom:] = 0, 0
     image[:, top:bottom, :left], image[:, top:bottom, right:] = 0, 0
+    if image.dtype == stored.dtype:
+        image[:, top:bottom, left:right] = stored
+        return
     for channel, plane in zip(image, stored, strict=True):  # in one pass, without a float copy of the slice
         np.divide(plane, _FULL, out=channel[top:bottom, left:right], dtype=np.float32, casting="unsafe")

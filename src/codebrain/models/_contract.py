@@ -139,7 +139,7 @@ def withheld(
 ) -> Float[Tensor, "b m h w"]:
     """The images with ``value`` for every contrast that is not present, whatever it held, NaN included."""
     # where(), not a product, which would let NaN through.
-    return torch.where(present[:, :, None, None], images, images.new_tensor(value))
+    return torch.where(present[:, :, None, None], images, value)  # a tensor of the value would be waited for on a GPU
 
 
 def keep_present(

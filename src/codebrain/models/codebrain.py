@@ -248,9 +248,11 @@ class CodeBrain(ImputationModel):
         return completed
 
     def _critic_loss(self, batch: Batch, candidate: Tensor) -> Loss:
-        real = least_squares(self.critic(batch.images, batch.images), 1.0, batch.available)
-        scores = self.critic(_copy_known(candidate, batch), batch.images)
-        fake = least_squares(scores, batch.present, batch.available)
+        # One pass for both: no layer looks at other samples.
+        both = torch.cat([batch.images, _copy_known(candidate, batch)])
+        first, second = self.critic(both, batch.images.repeat(2, 1, 1, 1)).chunk(2)
+        real = least_squares(first, 1.0, batch.available)
+        fake = least_squares(second, batch.present, batch.available)
         return Loss(0.5 * (real + fake), {"real": real.detach(), "fake": fake.detach()})
 
     def _generator_loss(self, batch: Batch, candidate: Tensor, *, adversarial: bool) -> Loss:

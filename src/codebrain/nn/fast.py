@@ -28,7 +28,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codebrain.nn.naf import Conv2d, NafBlock, NafDecoder, NafEncoder
+from codebrain.nn.naf import Conv2d, NafBlock, NafDecoder, NafEncoder, SubpixelLinear
 
 Reduced = Literal["bf16", "int8"]
 _Network = TypeVar("_Network", bound=nn.Module)
@@ -226,7 +226,8 @@ class FastPointwise(nn.Module):
 
     def __init__(self, linear: nn.Linear, precision: Reduced) -> None:
         super().__init__()
-        self.product = _product(linear.weight, linear.bias, precision)
+        parts = linear.ordered() if isinstance(linear, SubpixelLinear) else (linear.weight, linear.bias)
+        self.product = _product(*parts, precision)
 
     def forward(self, features: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w o"]:
         product: Tensor = self.product(features.reshape(-1, features.shape[-1]))

@@ -15,6 +15,7 @@ from einops import rearrange
 from einops.layers.torch import Rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from codebrain.nn.naf_training import train_block
 
@@ -73,9 +74,24 @@ def _gate(features: Float[Tensor, "b h w c2"]) -> Float[Tensor, "b h w c"]:
     return left * right
 
 
+class SubpixelLinear(nn.Linear):
+    """A linear map whose outputs are four pixels: one channel after the other, as depth to space moves them.
+
+    The published order, in which the weights are kept, has a channel's four pixels side by side; features in that
+    order would be moved number by number. Weights are put in order instead, which are fewer.
+    """
+
+    def ordered(self) -> tuple[Float[Tensor, "o i"], Float[Tensor, "o"]]:
+        """Weight and bias, rows in the order (sub-pixel row, sub-pixel column, channel)."""
+        weight, bias = (rearrange(part, "(c p) ... -> (p c) ...", p=4) for part in (self.weight, self.bias))
+        return weight, bias
+
+    def forward(self, input: Float[Tensor, "b h w i"]) -> Float[Tensor, "b h w o"]:  # noqa: A002
+        return functional.linear(input, *self.ordered())
+
+
 def _shuffle() -> Rearrange:
-    # Depth to space, in the channel order of the published networks (sub-pixel row, then column, innermost).
-    return Rearrange("b h w (c p q) -> b (h p) (w q) c", p=2, q=2)
+    return Rearrange("b h w (p q c) -> b (h p) (w q) c", p=2, q=2)
 
 
 class NafEncoder(nn.Module):
@@ -117,9 +133,9 @@ class NafDecoder(nn.Module):
         super().__init__()
         self.fuse = nn.Linear(code_channels + 8 * width, 16 * width)
         stages: list[nn.Module] = [NafBlock(16 * width) for _ in range(depth)]
-        stages += [nn.Linear(16 * width, 16 * width), _shuffle(), NafBlock(4 * width)]
-        stages += [nn.Linear(4 * width, 8 * width), _shuffle(), NafBlock(2 * width)]
-        stages += [nn.Linear(2 * width, 4 * width), _shuffle(), NafBlock(width)]
+        stages += [SubpixelLinear(16 * width, 16 * width), _shuffle(), NafBlock(4 * width)]
+        stages += [SubpixelLinear(4 * width, 8 * width), _shuffle(), NafBlock(2 * width)]
+        stages += [SubpixelLinear(2 * width, 4 * width), _shuffle(), NafBlock(width)]
         stages.append(Conv2d(width, contrasts, 3, padding=1))
         self.stages = nn.Sequential(*stages)
 

@@ -1,17 +1,19 @@
-"""A NAF block under autograd as one function: what training needs of :class:`codebrain.nn.naf.NafBlock`.
+"""A NAF block under autograd as two functions: what training needs of :class:`codebrain.nn.naf.NafBlock`.
 
 Written out op by op, autograd passes over the features some forty times per block beside the matrix products, and
 under bfloat16 autocast most of these passes mix float32 with bfloat16, which PyTorch does without vector
-instructions. Here everything between two products is of one type; the affine part of a layer norm and the residual
-scales, which are per channel, are multiplied into the weights of the neighbouring products instead of into the
-features; gates and norms are computed again in the backward pass instead of being kept. The arithmetic is the
-block's, the order of roundings is not; ``tests/unit/nn/test_naf_training.py`` compares it with the plain block.
+instructions. Here everything between two products is of one type; the residual scales, which are per channel, are
+multiplied into the weights before them instead of into the features; gates and norms are computed again in the backward
+pass instead of being kept. What a gate multiplies are two tensors and not two halves of one: all passes between two
+products then run over memory as it lies, which is two to four times faster on a CPU. The arithmetic is the block's,
+the order of roundings is not; ``tests/unit/nn/test_naf_training.py`` compares it with the plain block.
 
 Source: Chen et al., "Simple Baselines for Image Restoration", ECCV 2022, arXiv 2204.04676, equations 4-6.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -20,7 +22,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from codebrain.machine import short_floats
+
 _EPS = 1e-6
+_PARTS = 8
+"""Rows are summed in as many parts, whose sums are added in the parameters' type: no copy of all rows in that type,
+and a smaller error than one sum in the rows' type."""
+_MANY = 4
+"""Times as many rows as outputs, from which on one CPU routine is faster than another: weights are worth packing, and
+the backward pass of a convolution makes all three gradients of a product in less time than two products and a sum."""
+
+Pair = tuple[Tensor, Tensor]
+"""Left and right factor of a gate, each ``(rows, c)``, or the weights that make them."""
 
 
 def train_block(features: Float[Tensor, "b h w c"], parameters: tuple[Tensor, ...]) -> Float[Tensor, "b h w c"]:
@@ -37,140 +50,191 @@ def train_block(features: Float[Tensor, "b h w c"], parameters: tuple[Tensor, ..
     device = features.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
     with torch.autocast(device, enabled=False):
-        result: Tensor = _Block.apply(features.to(dtype).contiguous(), *parameters)  # type: ignore[no-untyped-call]
+        middle = _Mixing.apply(features.to(dtype).contiguous(), *parameters[:11])  # type: ignore[no-untyped-call]
+        result: Tensor = _Feeding.apply(middle, *parameters[11:])  # type: ignore[no-untyped-call]
     return result
 
 
-class _Block(torch.autograd.Function):
+class _Mixing(torch.autograd.Function):
+    """The first half of the block: depthwise convolution, gate, channel attention."""
+
     @staticmethod
     def forward(ctx: Any, features: Tensor, *parameters: Tensor) -> Tensor:
-        (norm1, shift1, expand1, bias1, kernel, offset, attend, level, project1, end1, scale1) = parameters[:11]
-        (norm2, shift2, expand2, bias2, project2, end2, scale2) = parameters[11:]
+        norm, shift, expand, bias, kernel, offset, attend, level, project, end, scale = parameters
         b, h, w, c = features.shape
         dtype, rows = features.dtype, features.view(-1, c)
-        unit1, mean1, rate1 = _normalised(rows)
-        inner1 = (expand1 * norm1).to(dtype)
-        wide = functional.linear(unit1, inner1, torch.addmv(bias1, expand1, shift1).to(dtype))
-        mixed = _depthwise(wide.view(b, h, w, -1), kernel.to(dtype), offset.to(dtype))
-        gated = _gated(mixed.view(-1, 2 * c))
-        pooled = gated.view(b, -1, c).mean(1).to(level.dtype)
+        unit, mean, rate = _normalised(rows, norm, shift)
+        inner, outer = expand.to(dtype), (project * scale[:, None]).to(dtype)
+        wide = _expanded(unit, inner, bias)
+        mixed = [
+            _depthwise(part, taps.to(dtype), start.to(dtype), features.shape)
+            for part, taps, start in zip(wide, kernel.chunk(2), offset.chunk(2), strict=True)
+        ]
+        gated = (mixed[0] * mixed[1]).view(b, -1, c)
+        pooled = _sums(gated, level.dtype) / (h * w)
         attention = functional.linear(pooled, attend, level)
-        attended = gated.view(b, -1, c) * attention.to(dtype)[:, None]
-        outer1 = (project1 * scale1[:, None]).to(dtype)
-        middle = functional.linear(attended.view(-1, c), outer1, (end1 * scale1).to(dtype)).add_(rows)
-        unit2, mean2, rate2 = _normalised(middle)
-        inner2, outer2 = (expand2 * norm2).to(dtype), (project2 * scale2[:, None]).to(dtype)
-        wide2 = functional.linear(unit2, inner2, torch.addmv(bias2, expand2, shift2).to(dtype))
-        result = functional.linear(_gated(wide2), outer2, (end2 * scale2).to(dtype)).add_(middle)
-        ctx.save_for_backward(
-            rows, mean1, rate1, wide, mixed, pooled, attention, middle, mean2, rate2, wide2,
-            inner1, outer1, inner2, outer2, *parameters,
-        )  # fmt: skip
+        attended = (gated * attention.to(dtype)[:, None]).view(-1, c)
+        result = _product(attended, outer, (end * scale).to(dtype), rows)
+        ctx.save_for_backward(rows, mean, rate, *wide, *mixed, pooled, attention, inner, outer, *parameters)
         ctx.shape = features.shape
         return result.view(features.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        rows, mean1, rate1, wide, mixed, pooled, attention, middle, mean2, rate2, wide2 = ctx.saved_tensors[:11]
-        (inner1, outer1, inner2, outer2), parameters = ctx.saved_tensors[11:15], ctx.saved_tensors[15:]
-        (norm1, shift1, expand1, _, kernel, _, attend, _, project1, end1, scale1) = parameters[:11]
-        (norm2, shift2, expand2, _, project2, end2, scale2) = parameters[11:]
+        rows, mean, rate, wide1, wide2, left, right, pooled, attention, inner, outer, *parameters = ctx.saved_tensors
+        norm, shift, _, _, kernel, _, attend, _, project, end, scale = parameters
         b, h, w, c = ctx.shape
         grad = gradient.contiguous().view(-1, c)
-        grad_gated, *last = _scaled_back(grad, _gated(wide2), outer2, (project2, end2, scale2))
-        grad_wide = _gate_back(grad_gated, wide2)
-        grad_unit, *second = _behind_norm_back(grad_wide, _normalised(middle)[0], inner2, (expand2, norm2, shift2))
-        grad = _normalised_back(grad_unit, middle, mean2, rate2).add_(grad)
         # attention: the gated features times one number per sample and channel, itself of their mean
-        gated, factor = _gated(mixed.view(-1, 2 * c)).view(b, -1, c), attention.to(grad.dtype)[:, None]
-        grad_attended, *first = _scaled_back(grad, (gated * factor).view(-1, c), outer1, (project1, end1, scale1))
+        gated, factor = (left * right).view(b, -1, c), attention.to(grad.dtype)[:, None]
+        grad_attended, *last = _scaled_back(grad, (gated * factor).view(-1, c), outer, (project, end, scale))
         grad_attended = grad_attended.view(b, -1, c)
-        grad_attention = (grad_attended * gated).sum(1).to(attention.dtype)
+        grad_attention = _sums(gated.mul_(grad_attended), attention.dtype)
         grad_pooled = (grad_attention @ attend).div_(h * w).to(grad.dtype)[:, None]
-        grad_mixed = _gate_back(torch.addcmul(grad_pooled, grad_attended, factor).view(-1, c), mixed.view(-1, 2 * c))
+        grad_gated = torch.addcmul(grad_pooled, grad_attended, factor).view(-1, c)
         attended = [grad_attention.T @ pooled, grad_attention.sum(0)]
-        grad_wide, *depth = _depthwise_back(grad_mixed.view(b, h, w, -1), wide.view(b, h, w, -1), kernel)
-        first_norm = (expand1, norm1, shift1)
-        grad_unit, *opening = _behind_norm_back(grad_wide.view(-1, 2 * c), _normalised(rows)[0], inner1, first_norm)
-        grad = _normalised_back(grad_unit, rows, mean1, rate1).add_(grad)
-        return grad.view(ctx.shape), *opening, *depth, *attended, *first, *second, *last
+        halves = [
+            _depthwise_back(grad_gated * other, part, taps, (b, h, w, c))
+            for other, part, taps in zip((right, left), (wide1, wide2), kernel.chunk(2), strict=True)
+        ]
+        grad_wide, *depth = zip(*halves, strict=True)
+        back, *opening = _expanded_back(tuple(grad_wide), inner, rows, (mean, rate), (norm, shift))
+        return back.add_(grad).view(ctx.shape), *opening, *(torch.cat(part) for part in depth), *attended, *last
 
 
-def _behind_norm_back(
-    grad: Tensor, unit: Tensor, inner: Tensor, parameters: tuple[Tensor, Tensor, Tensor]
-) -> tuple[Tensor, ...]:
-    """Of a product that also does the affine part of the norm before it.
+class _Feeding(torch.autograd.Function):
+    """The second half: the gate alone."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, *parameters: Tensor) -> Tensor:
+        norm, shift, expand, bias, project, end, scale = parameters
+        dtype, rows = features.dtype, features.view(-1, features.shape[-1])
+        unit, mean, rate = _normalised(rows, norm, shift)
+        inner, outer = expand.to(dtype), (project * scale[:, None]).to(dtype)
+        left, right = _expanded(unit, inner, bias)
+        result = _product(left * right, outer, (end * scale).to(dtype), rows)
+        ctx.save_for_backward(rows, mean, rate, left, right, inner, outer, norm, shift, project, end, scale)
+        return result.view(features.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        rows, mean, rate, left, right, inner, outer, norm, shift, *last = ctx.saved_tensors
+        grad = gradient.contiguous().view(rows.shape)
+        grad_gated, *closing = _scaled_back(grad, left * right, outer, tuple(last))
+        halves = grad_gated * right, grad_gated * left
+        back, *opening = _expanded_back(halves, inner, rows, (mean, rate), (norm, shift))
+        return back.add_(grad).view(gradient.shape), *opening, *closing
+
+
+def _product(rows: Tensor, weight: Tensor, bias: Tensor, stream: Tensor | None = None) -> Tensor:
+    """``rows @ weight.T + bias``, and the stream added; a CPU that can adds both without passes of their own."""
+    if not _shortened(rows):
+        plain = functional.linear(rows, weight, bias)
+        return plain if stream is None else plain.add_(stream)
+    if _many(rows, weight):
+        weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    product: Tensor = (
+        torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+        if stream is None
+        else torch.ops.mkldnn._linear_pointwise.binary(rows, stream, weight, bias, "add")
+    )
+    return product
+
+
+def _product_back(grad: Tensor, rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of rows, weight and bias of :func:`_product`; the latter in whatever type they were made in."""
+    if not _shortened(rows) or not _many(rows, weight):
+        return grad @ weight, grad.T @ rows, _sums(grad[None], torch.promote_types(grad.dtype, torch.float32))[0]
+    planes, features = (part.view(1, 1, *part.shape).permute(0, 3, 1, 2) for part in (grad, rows))
+    back, whole, total = torch.ops.aten.convolution_backward(
+        planes, features, weight[:, :, None, None], [len(weight)],
+        [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, True, True],
+    )  # fmt: skip
+    return back.permute(0, 2, 3, 1).view(rows.shape), whole.view(weight.shape), total
+
+
+def _shortened(rows: Tensor) -> bool:
+    return rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and short_floats()
+
+
+def _many(rows: Tensor, weight: Tensor) -> bool:
+    return len(rows) > _MANY * len(weight)
+
+
+def _expanded(unit: Tensor, inner: Tensor, bias: Tensor) -> Pair:
+    weights, biases = inner.chunk(2), bias.to(inner.dtype).chunk(2)
+    return _product(unit, weights[0], biases[0]), _product(unit, weights[1], biases[1])
+
+
+def _expanded_back(
+    grads: Pair, inner: Tensor, rows: Tensor, statistics: Pair, affine: Pair
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Of norm and product.
 
     Args:
-        grad: of its result.
-        unit: the rows as normalised.
-        inner: its weight times the norm's scale, in the type of ``grad``.
-        parameters: its weight, the norm's scale and shift.
+        grads: of the product's left and right half.
+        inner: its weight, in the type of ``grads``.
+        rows: what was normalised.
+        statistics: their mean and one over their deviation.
+        affine: the norm's scale and shift.
 
     Returns:
-        Gradients of the unit rows and of scale, shift, weight, bias.
+        Gradients of the rows, of the norm's scale and shift, of the product's weight and bias.
     """
-    weight, scale, shift = parameters
-    grad_weight, grad_bias = (grad.T @ unit).to(weight.dtype), _column_sums(grad, weight.dtype)
-    grad_scale = (grad_weight * weight).sum(0)
-    grad_weight = grad_weight.mul_(scale).addr_(grad_bias, shift)
-    return grad @ inner, grad_scale, grad_bias @ weight, grad_weight, grad_bias
+    norm, shift = affine
+    unit = _normalised(rows, torch.ones_like(norm), torch.zeros_like(shift))[0]
+    weight, bias = torch.empty_like(inner, dtype=norm.dtype), torch.empty_like(inner[:, 0], dtype=norm.dtype)
+    halves = []
+    for place, end, grad, half in zip(weight.chunk(2), bias.chunk(2), grads, inner.chunk(2), strict=True):
+        back, whole, total = _product_back(grad, unit, half)
+        place.copy_(whole), end.copy_(total)
+        halves.append(back)
+    passed = halves[0].add_(halves[1])
+    result: Tensor = torch.ops.aten.native_layer_norm_backward(
+        passed, rows, rows.shape[-1:], *statistics, *_affine(rows, norm, shift), [True, False, False]
+    )[0]
+    # Not the norm's own sums: on a CPU they add up in bfloat16, and are wrong by a third for 131,072 rows.
+    grad_norm, grad_shift = (_sums(part[None], norm.dtype)[0] for part in (unit.mul_(passed), passed))
+    return result, grad_norm, grad_shift, weight.mul_(norm).addr_(bias, shift), bias
 
 
-def _scaled_back(
-    grad: Tensor, rows: Tensor, outer: Tensor, parameters: tuple[Tensor, Tensor, Tensor]
-) -> tuple[Tensor, ...]:
+def _scaled_back(grad: Tensor, rows: Tensor, outer: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Of a product whose outputs are scaled: gradients of its rows and of weight, bias, scale."""
     weight, bias, scale = parameters
-    whole, total = (grad.T @ rows).to(weight.dtype), _column_sums(grad, weight.dtype)
+    back, *made = _product_back(grad, rows, outer)
+    whole, total = (part.to(weight.dtype) for part in made)
     grad_scale = (whole * weight).sum(1) + total * bias
-    return grad @ outer, whole.mul_(scale[:, None]), total * scale, grad_scale
+    return back, whole.mul_(scale[:, None]), total * scale, grad_scale
 
 
-def _column_sums(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    return rows.sum(0).to(dtype)  # sum(0, dtype) copies all rows first
+def _sums(rows: Float[Tensor, "b r c"], dtype: torch.dtype) -> Float[Tensor, "b c"]:
+    parts = math.gcd(rows.shape[1], _PARTS)
+    b, r, c = rows.shape
+    return rows.reshape(b, parts, r // parts, c).sum(2).to(dtype).sum(1)
 
 
-def _gated(wide: Tensor) -> Tensor:
-    left, right = wide.chunk(2, dim=-1)
-    return left * right
+def _affine(rows: Tensor, norm: Tensor, shift: Tensor) -> Pair:
+    # A CPU takes float32 weights beside bfloat16 rows, and then keeps float32 statistics; a GPU always does.
+    return (norm.to(rows.dtype), shift.to(rows.dtype)) if rows.is_cuda else (norm, shift)
 
 
-def _gate_back(grad: Tensor, wide: Tensor) -> Tensor:
-    half, result = grad.shape[-1], torch.empty_like(wide)
-    torch.mul(grad, wide[:, half:], out=result[:, :half])
-    torch.mul(grad, wide[:, :half], out=result[:, half:])
+def _normalised(rows: Tensor, norm: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    affine = _affine(rows, norm, shift)
+    result: tuple[Tensor, Tensor, Tensor] = torch.native_layer_norm(rows, rows.shape[-1:], *affine, _EPS)
     return result
 
 
-def _ones(rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    # On a CPU, float32 weights make the norm keep float32 statistics of bfloat16 rows; a GPU always does.
-    if rows.is_cuda or rows.dtype != torch.bfloat16:
-        return None, None
-    return rows.new_ones(rows.shape[-1], dtype=torch.float32), rows.new_zeros(rows.shape[-1], dtype=torch.float32)
+def _depthwise(rows: Tensor, kernel: Tensor, offset: Tensor, shape: tuple[int, ...]) -> Tensor:
+    planes = functional.conv2d(rows.view(shape).permute(0, 3, 1, 2), kernel, offset, padding=1, groups=len(kernel))
+    return planes.permute(0, 2, 3, 1).reshape(rows.shape)
 
 
-def _normalised(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    result: tuple[Tensor, Tensor, Tensor] = torch.native_layer_norm(rows, rows.shape[-1:], *_ones(rows), _EPS)
-    return result
-
-
-def _normalised_back(grad: Tensor, rows: Tensor, mean: Tensor, rate: Tensor) -> Tensor:
-    result: Tensor = torch.ops.aten.native_layer_norm_backward(
-        grad, rows, rows.shape[-1:], mean, rate, *_ones(rows), [True, False, False]
-    )[0]
-    return result
-
-
-def _depthwise(wide: Tensor, kernel: Tensor, offset: Tensor) -> Tensor:
-    planes = functional.conv2d(wide.permute(0, 3, 1, 2), kernel, offset, padding=1, groups=len(kernel))
-    return planes.permute(0, 2, 3, 1).contiguous()
-
-
-def _depthwise_back(grad: Tensor, wide: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _depthwise_back(grad: Tensor, rows: Tensor, kernel: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    grad, rows = (part.view(shape).permute(0, 3, 1, 2) for part in (grad, rows))
     planes, weights, bias = torch.ops.aten.convolution_backward(
-        grad.permute(0, 3, 1, 2), wide.permute(0, 3, 1, 2), kernel.to(grad.dtype), [len(kernel)],
+        grad, rows, kernel.to(grad.dtype), [len(kernel)],
         [1, 1], [1, 1], [1, 1], False, [0, 0], len(kernel), [True, True, True],
     )  # fmt: skip
-    return planes.permute(0, 2, 3, 1).contiguous(), weights.to(kernel.dtype), bias.to(kernel.dtype)
+    return planes.permute(0, 2, 3, 1).reshape(-1, len(kernel)), weights.to(kernel.dtype), bias.to(kernel.dtype)

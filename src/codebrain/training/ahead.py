@@ -1,4 +1,8 @@
-"""The next batches are made by a thread while a step runs; what goes wrong there is raised where they are taken."""
+"""The next batches are made by a thread while a step runs; what goes wrong there is raised where they are taken.
+
+On a GPU the thread has a stream of its own, so that copies and augmentation run beside the step and not between two of
+its kernels; the step's stream waits for a batch, and nobody else.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
+
+import torch
 
 from codebrain.errors import refusal
 from codebrain.faults import fault
@@ -34,20 +42,22 @@ def ahead(batches: TrainingBatches, first: int, last: int) -> Iterator[Take]:
         EnvironmentRefused: on taking, ``ENV_TIMEOUT`` when a batch is not there after :data:`PATIENCE_S`.
         CodeBrainError: on taking, what making the batch raised.
     """
-    ready: queue.Queue[Batch | BaseException] = queue.Queue(_READY)
+    ready: queue.Queue[tuple[Batch | BaseException, Any]] = queue.Queue(_READY)
     over, at_work = threading.Event(), [first]
+    lane = _lane(batches.device)
 
     def make() -> None:
         for step in range(first, last):
             at_work[0] = step
             try:
                 fault("step.fetch")
-                made: Batch | BaseException = batches.batch(step)
+                with torch.cuda.stream(lane):  # without a lane, nothing
+                    made: Batch | BaseException = batches.batch(step)
             except BaseException as error:  # raised again by whoever takes the batch
                 made = error
             while not over.is_set():
                 try:
-                    ready.put(made, timeout=_TICK_S)
+                    ready.put((made, lane and lane.record_event()), timeout=_TICK_S)
                     break
                 except queue.Full:
                     continue
@@ -61,13 +71,15 @@ def ahead(batches: TrainingBatches, first: int, last: int) -> Iterator[Take]:
         begun = time.monotonic()
         while True:
             try:
-                taken = ready.get(timeout=_TICK_S)
+                taken, done = ready.get(timeout=_TICK_S)
                 break
             except queue.Empty:
                 if time.monotonic() - begun > PATIENCE_S:
                     raise _hangs(batches, at_work[0]) from None
         if isinstance(taken, BaseException):
             raise taken
+        if done is not None:
+            _take_over(taken, done, torch.cuda.current_stream(batches.device))
         return taken
 
     try:
@@ -75,6 +87,20 @@ def ahead(batches: TrainingBatches, first: int, last: int) -> Iterator[Take]:
     finally:
         over.set()
         thread.join(_TICK_S * 5)
+
+
+def _lane(device: torch.device | str) -> Any:
+    """A stream for the batches of a GPU; None elsewhere."""
+    return torch.cuda.Stream(device) if torch.device(device).type == "cuda" else None  # type: ignore[no-untyped-call]
+
+
+def _take_over(batch: Batch, done: Any, stream: Any) -> None:
+    """``stream`` goes on when the batch is done, and its memory goes to no other batch while ``stream`` reads it."""
+    stream.wait_event(done)
+    for part in fields(batch):
+        value = getattr(batch, part.name)
+        if isinstance(value, torch.Tensor):
+            value.record_stream(stream)
 
 
 def _hangs(batches: TrainingBatches, step: int) -> Exception:

@@ -13,13 +13,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from codebrain.data.augment import Augmentation
-from codebrain.data.slices import SliceStore
+from codebrain.data.slices import FULL_SCALE, SliceStore
 from codebrain.errors import CodeBrainError, refusal
 from codebrain.nn.batch import Batch
 from codebrain.nn.patterns import draw_patterns
@@ -103,19 +104,25 @@ class TrainingBatches:
             numbers, generator = chance(self.config.seed, self.number, step)
             numbers.random(own.start)  # one for each sample before ours
             try:
-                images, available, ids = self.store.batch(self.picks(step), crop=self.stage.crop, generator=numbers)
+                read = self.store.stored_batch if self._short else self.store.batch
+                images, available, ids = read(self.picks(step), crop=self.stage.crop, generator=numbers)
                 break
             except CodeBrainError as error:
                 self._refuse_many_damaged(error)
         stack, there = _channels(self.store, self.modalities, images, available)
-        stack, there = stack.to(self.device, non_blocking=True), there.to(self.device, non_blocking=True)
+        stack, there = in_unit(moved(stack, self.device)), moved(there, self.device)
         augment = Augmentation.named(self.config.augmentation)
         stack = augment(stack, generator, first=own.start, of=size) * there[:, :, None, None]
         present = draw_patterns(
             self._there(step), generator, per=self.config.patterns, choice=self.config.choice,
             easiest=self.stage.easiest(step / self.steps),
         )  # fmt: skip
-        return Batch(stack, there, present[own].to(self.device, non_blocking=True), ids)
+        return Batch(stack, there, moved(present[own], self.device), ids)
+
+    @property
+    def _short(self) -> bool:
+        """Whether slices travel to the device as they are stored, in half as many bytes."""
+        return torch.device(self.device).type == "cuda"
 
     @property
     def _own(self) -> slice:
@@ -229,11 +236,29 @@ def leave_one_out(available: torch.Tensor) -> list[torch.Tensor]:
     return [torch.tensor([pattern] * len(available)) for pattern in patterns]
 
 
+def moved(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """On the device; to a GPU from pinned memory, so that nobody waits for the copy."""
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def in_unit(images: torch.Tensor) -> torch.Tensor:
+    """Intensities in [0, 1], float32, of slices that may still be as they are stored: 16 bits, of any sign."""
+    if images.is_floating_point():
+        return images
+    whole = (images.int() & FULL_SCALE).float()
+    # By a tensor: a GPU multiplies by the reciprocal of a number, which is not what the store gives a CPU.
+    return whole / torch.full((), float(FULL_SCALE), device=images.device)
+
+
 def _channels(
-    store: SliceStore, modalities: ModalitySet, images: NDArray[np.float32], available: NDArray[np.bool_]
+    store: SliceStore, modalities: ModalitySet, images: NDArray[Any], available: NDArray[np.bool_]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     stored = store.preparation.modalities
-    stack = torch.zeros(len(images), len(modalities), *images.shape[2:])
+    if images.dtype == np.uint16:
+        images = images.view(np.int16)  # torch computes with these
+    stack = torch.zeros(len(images), len(modalities), *images.shape[2:], dtype=torch.from_numpy(images).dtype)
     there = torch.zeros(len(images), len(modalities), dtype=torch.bool)
     for channel, modality in enumerate(modalities):
         if modality in stored:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codebrain.data.slices import SliceStore, SubjectRecord
+from codebrain.data.slices import FULL_SCALE, SliceStore, SubjectRecord
 from codebrain.errors import InputRefused, UsageError
 from codebrain.imaging.safe_files import sha256_bytes
 from fabricated import fabricate_store
@@ -60,6 +60,16 @@ def test_whole_slices_come_back(store: SliceStore) -> None:
     assert available.all()
     assert ids == ("s02/1", "s02/2", "s02/3")
     np.testing.assert_array_equal(images[0], store.stack("s02")[1])
+
+
+@pytest.mark.parametrize("crop", [None, 8, 32])
+def test_a_batch_as_stored_is_the_batch(store: SliceStore, crop: int | None) -> None:
+    picks = store.index("train")
+    images, available, ids = store.batch(picks, crop=crop, generator=np.random.default_rng(0))
+    stored, there, names = store.stored_batch(picks, crop=crop, generator=np.random.default_rng(0))
+    assert stored.dtype == np.uint16 and stored.any() and names == ids
+    np.testing.assert_array_equal(stored.astype(np.float32) / np.float32(FULL_SCALE), images)
+    np.testing.assert_array_equal(there, available)
 
 
 def test_whole_slices_of_different_sizes_share_a_frame(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from codebrain.errors import UsageError
 from codebrain.models import build_model, load_model, save_model
 from codebrain.nn.batch import Batch
+from codebrain.nn.patch_gan import least_squares
 from codebrain.vocabulary import ModalitySet, Preparation
 
 SWITCHES = {
@@ -72,6 +73,21 @@ def test_the_critic_aims_at_the_present_contrasts() -> None:
     real = (scores - 1).square().mean()
     fake = torch.stack([(scores[:, :2] - 1).square().mean((2, 3)).sum(), scores[:, 2].square().mean()]).sum() / 3
     assert torch.allclose(loss.total, (real + fake) / 2, atol=1e-6)
+
+
+def test_judging_both_in_one_pass_is_judging_one_after_the_other() -> None:
+    model = small().double()
+    one = batch([[1, 1, 1], [1, 1, 0]], [[1, 1, 0], [0, 1, 0]])
+    one = Batch(one.images.double(), one.available, one.present)
+    candidate = model.reconstruct(one.images, one.present).detach().clamp(0, 1)
+    known = torch.where((one.present | ~one.available)[:, :, None, None], one.images, candidate)
+    real = least_squares(model.critic(one.images, one.images), 1.0, one.available)
+    fake = least_squares(model.critic(known, one.images), one.present, one.available)
+    loss = model.loss("critic", one, candidate, stage="reconstruction", progress=0.0)
+    weights = list(model.critic.parameters())
+    torch.testing.assert_close(loss.total, (real + fake) / 2)
+    expected = torch.autograd.grad((real + fake) / 2, weights)
+    torch.testing.assert_close(torch.autograd.grad(loss.total, weights), expected)
 
 
 def test_grading_leaves_stage_one_alone() -> None:

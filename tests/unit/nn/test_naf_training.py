@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from codebrain.nn.naf import NafBlock
+from codebrain.machine import short_floats
+from codebrain.nn import naf_training
+from codebrain.nn.naf import NafBlock, SubpixelLinear, _shuffle
 from codebrain.nn.naf_training import train_block
 
 
@@ -65,9 +67,56 @@ def test_bfloat16_is_no_further_from_the_truth_than_autocast_is() -> None:
         assert error < max(1.5 * usual, 0.01), (float(error), float(usual))
 
 
+@pytest.mark.skipif(not short_floats(), reason="needs a CPU that multiplies bfloat16")
+@pytest.mark.parametrize("rows", [5, 200])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_packed_product_is_the_product(rows: int, stream: bool) -> None:
+    torch.manual_seed(0)
+    features, weight, bias = (torch.randn(*shape).bfloat16() for shape in ((rows, 24), (16, 24), (16,)))
+    before = torch.randn(rows, 16).bfloat16() if stream else None
+    given = None if before is None else before.clone()
+    exact = torch.nn.functional.linear(features.double(), weight.double(), bias.double())
+    ours = naf_training._product(features, weight, bias, given)
+    expected = exact if before is None else exact + before.double()
+    torch.testing.assert_close(ours.double(), expected, rtol=2**-7, atol=2**-7)
+
+
+@pytest.mark.skipif(not short_floats(), reason="needs a CPU that multiplies bfloat16")
+@pytest.mark.parametrize("rows", [5, 200])
+def test_the_gradients_of_a_product_in_one_call(rows: int) -> None:
+    torch.manual_seed(0)
+    grad, features, weight = (torch.randn(*shape).bfloat16() for shape in ((rows, 16), (rows, 24), (16, 24)))
+    ours = naf_training._product_back(grad, features, weight)
+    exact = grad.double() @ weight.double(), grad.double().T @ features.double(), grad.double().sum(0)
+    for found, expected in zip(ours, exact, strict=True):
+        assert (found.double() - expected).norm() < 2**-8 * expected.norm()
+
+
+def test_norms_learn_from_many_rows() -> None:
+    # PyTorch's own sums over the rows are in bfloat16 on a CPU, and wrong by a third for as many as here.
+    made, features = block(8, torch.float32), torch.randn(1, 256, 256, 8)
+    _, truth = gradients(made, features, plain=True)
+    _, ours = gradients(made, features, plain=False, autocast=True)
+    names = ["features", *(name for name, _ in made.named_parameters())]
+    for name, true, found in zip(names, truth, ours, strict=True):
+        assert (found.float() - true).norm() < 0.05 * true.norm(), name
+
+
 def test_features_that_are_not_contiguous() -> None:
     made, features = block(), torch.randn(2, 6, 5, 7, dtype=torch.float64).permute(0, 2, 3, 1)
     torch.testing.assert_close(gradients(made, features, False)[1], gradients(made, features, True)[1])
+
+
+def test_depth_to_space_in_the_published_order() -> None:
+    torch.manual_seed(0)
+    layer, features = SubpixelLinear(5, 12), torch.randn(2, 3, 4, 5)
+    ours = _shuffle()(layer(features))
+    planes = torch.nn.functional.linear(features, layer.weight, layer.bias).permute(0, 3, 1, 2)
+    expected = torch.nn.functional.pixel_shuffle(planes, 2).permute(0, 2, 3, 1)
+    torch.testing.assert_close(ours, expected)
+    weights = list(layer.parameters())
+    theirs = torch.autograd.grad(expected.sin().sum(), weights)
+    torch.testing.assert_close(torch.autograd.grad(ours.sin().sum(), weights), theirs)
 
 
 COMPILED = """

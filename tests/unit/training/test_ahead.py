@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from codebrain.errors import CodeBrainError
+from codebrain.nn.batch import Batch
 from codebrain.training import ahead as module
 from codebrain.training.ahead import ahead
 from codebrain.training.batches import TrainingBatches
@@ -76,3 +79,24 @@ def test_a_disk_that_hangs_is_named_with_the_samples(batches: TrainingBatches, m
 
 def test_a_batch_takes_a_minute_at_most() -> None:
     assert module.PATIENCE_S < 60
+
+
+def test_a_gpu_waits_for_a_batch_before_it_reads_and_keeps_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    done, kept, told = object(), [], []
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: kept.append((tensor, stream)))
+    stream = SimpleNamespace(wait_event=lambda event: told.append((event, len(kept))))
+    batch = Batch(torch.rand(1, 2, 8, 8), torch.ones(1, 2).bool(), torch.zeros(1, 2).bool(), ("a/1",))
+    module._take_over(batch, done, stream)
+    assert told == [(done, 0)]
+    assert [id(tensor) for tensor, _ in kept] == [id(batch.images), id(batch.available), id(batch.present)]
+    assert all(where is stream for _, where in kept)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_on_a_gpu_they_are_those_of_the_cpu(batches: TrainingBatches) -> None:
+    plain = replace(batches, config=TrainConfig(model="codebrain", augmentation="flips"))
+    with ahead(replace(plain, device="cuda"), 0, 9) as take:
+        for step in range(9):
+            made, wanted = take(), plain.batch(step)
+            assert made.images.is_cuda and torch.equal(made.images.cpu(), wanted.images)
+            assert torch.equal(made.present.cpu(), wanted.present)

@@ -4,12 +4,13 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from codebrain.errors import UsageError
-from codebrain.training.batches import TrainingBatches, leave_one_out
+from codebrain.training.batches import TrainingBatches, in_unit, leave_one_out, moved
 from codebrain.training.config import StageConfig, TrainConfig
 from codebrain.vocabulary import ModalitySet
 from fabricated import fabricate_store
@@ -84,3 +85,29 @@ def test_what_a_sample_gets_does_not_depend_on_the_process(tmp_path: Path, patte
 def test_shares_are_even(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="batch_size"):
         batches(tmp_path, 0, 3)
+
+
+def test_slices_that_travel_as_stored_are_the_same_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = batches(tmp_path)
+    usual = [drawn.batch(step) for step in range(drawn.steps)]
+    monkeypatch.setattr(TrainingBatches, "_short", True)
+    for step, expected in enumerate(usual):
+        batch = drawn.batch(step)
+        assert batch.images.dtype == torch.float32 and torch.equal(batch.images, expected.images)
+        assert torch.equal(batch.available, expected.available) and torch.equal(batch.present, expected.present)
+
+
+def test_every_stored_number_becomes_its_intensity() -> None:
+    stored = np.arange(65536).astype(np.uint16)
+    ours = in_unit(torch.from_numpy(stored.view(np.int16)))
+    np.testing.assert_array_equal(ours.numpy(), stored.astype(np.float32) / np.float32(65535))
+
+
+def test_only_a_gpu_is_served_from_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: calls.append("pinned") or tensor)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *where, **how: calls.append((where, how)) or tensor)
+    moved(torch.zeros(2), "cpu")
+    assert calls == [(("cpu",), {})]
+    moved(torch.zeros(2), "cuda:1")
+    assert calls[1:] == ["pinned", (("cuda:1",), {"non_blocking": True})]
