@@ -20,14 +20,13 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from imputation_speed import published_size
 from torch import Tensor
 
 from codebrain.engines import choose_engine, precisions
 from codebrain.engines.network import example
 from codebrain.machine import set_threads
-from codebrain.models import build_model, load_model
-from codebrain.models._contract import ImputationModel
-from codebrain.vocabulary import ModalitySet
+from codebrain.models import load_model
 
 CASES = (
     ("torch", "fp32"),
@@ -46,19 +45,9 @@ share one slice among the threads."""
 Run = Callable[[], Tensor]
 
 
-def published() -> ImputationModel:
-    """A model of the paper's size whose every block matters."""
-    torch.manual_seed(0)
-    model = build_model("codebrain", ModalitySet.parse("T1,T2,FLAIR,T1Gd")).eval().requires_grad_(False)
-    for name, value in model.named_parameters():
-        if name.endswith(("scale1", "scale2")):
-            value.uniform_(0.1, 0.3)
-    return model
-
-
 def runs(which: str) -> dict[str, Run]:
     """Every engine, ready to compute the slices; what it takes to get ready goes to stderr."""
-    model = load_model("starter") if which == "starter" else published()
+    model = load_model("starter") if which == "starter" else published_size()
     image, pattern = example(len(model.modalities), SIZES[which], (0, 2))
     images, present = image.repeat(SLICES, 1, 1, 1), pattern.repeat(SLICES, 1)
     faster = precisions(model, "torch", torch.device("cpu"))

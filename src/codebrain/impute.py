@@ -23,13 +23,13 @@ from codebrain.engines import choose_engine, engine_name, precisions
 from codebrain.engines._contract import Engine
 from codebrain.engines.check import PrecisionCheck, choose_precision
 from codebrain.errors import Notice, is_out_of_memory, refusal
-from codebrain.imaging.align import AlignmentRecord, align_study
+from codebrain.imaging.align import AlignmentRecord, AlignMode, align_study
 from codebrain.imaging.frame import Frame
 from codebrain.imaging.intensity import fit_normalisation, foreground_mask, to_unit
 from codebrain.imaging.prepared import PreparedStudy
 from codebrain.imaging.space import REFERENCE, NativeSpace
 from codebrain.imaging.study import Study
-from codebrain.intake import Align, Intake, Stopwatch, take_in
+from codebrain.intake import Intake, Stopwatch, take_in
 from codebrain.machine import available_memory, choose_device, set_threads
 from codebrain.metrics import mae, psnr, ssim
 from codebrain.models import load_model
@@ -133,7 +133,7 @@ class Imputer:
         want: Iterable[str | Modality] | None = None,
         *,
         name: str = "study",
-        align: Align = "auto",
+        align: AlignMode = "auto",
         reference: str | Modality | None = None,
         space: str | Iterable[str] = REFERENCE,
         intensity: Literal["scanner", "unit"] = "scanner",

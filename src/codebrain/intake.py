@@ -9,17 +9,16 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from codebrain.errors import refusal
+from codebrain.imaging.align import AlignMode
 from codebrain.imaging.prepared import PreparedStudy, prepare_study
 from codebrain.imaging.space import REFERENCE, native_contrasts
 from codebrain.imaging.study import Study
 from codebrain.machine import available_memory, in_gib
 from codebrain.plan import Plan, plan_study
 from codebrain.vocabulary import Modality, Preparation
-
-Align = Literal["auto", "none"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +48,7 @@ def take_in(
     want: Iterable[str | Modality] | None = None,
     *,
     name: str = "study",
-    align: Align = "auto",
+    align: AlignMode = "auto",
     reference: str | Modality | None = None,
     space: str | Iterable[str] = REFERENCE,
     evaluate: bool = False,
@@ -73,7 +72,7 @@ def take_in(
         return Intake(study, plan, None, preparation, spaces, watch.seconds)
     refuse_without_memory(study, plan)
     with watch("prepare"):
-        prepared = prepare_given(study, plan, preparation, align=align, reference=reference)
+        prepared = _prepare_given(study, plan, preparation, align=align, reference=reference)
     return Intake(study, plan, prepared, preparation, spaces, watch.seconds)
 
 
@@ -148,12 +147,12 @@ def asked_spaces(space: str | Iterable[str], plan: Plan) -> tuple[Modality, ...]
     return asked
 
 
-def prepare_given(
+def _prepare_given(
     study: Study,
     plan: Plan,
     preparation: Preparation,
     *,
-    align: Align = "auto",
+    align: AlignMode = "auto",
     reference: str | Modality | None = None,
 ) -> PreparedStudy:
     """The given contrasts on one grid, in [0, 1], as slices. Withheld contrasts have no part in it.

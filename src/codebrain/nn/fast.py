@@ -28,7 +28,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codebrain.nn.naf import Conv2d, NafBlock, NafDecoder, NafEncoder, SubpixelLinear
+from codebrain.nn.naf import Conv2d, NafBlock, NafDecoder, NafEncoder, SubpixelLinear, gate
 
 Reduced = Literal["bf16", "int8"]
 _Network = TypeVar("_Network", bound=nn.Module)
@@ -163,10 +163,10 @@ class FastNafBlock(nn.Module):
         stream = _stream(features).reshape(-1, c)
         wide = self.expand1(self._normed(stream)).view(b, h, w, 2 * c)
         filtered = F.conv2d(wide.permute(0, 3, 1, 2), self.taps, self.shift, padding=1, groups=2 * c)
-        gated = _gate(filtered.permute(0, 2, 3, 1))
+        gated = gate(filtered.permute(0, 2, 3, 1))
         attention = self.attention(self.pooling.mean(gated)).to(gated.dtype)
         stream = self.project1.add((gated * attention[:, None, None]).view(-1, c), stream)
-        stream = self.project2.add(_gate(self.expand2(self._normed(stream))), stream)
+        stream = self.project2.add(gate(self.expand2(self._normed(stream))), stream)
         return stream.view(b, h, w, c)
 
     def _normed(self, stream: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
@@ -176,11 +176,6 @@ class FastNafBlock(nn.Module):
         centred = pixels - pixels @ self.average
         variance = centred.square() @ self.average
         return centred.mul_(variance.add_(self.eps).rsqrt_())
-
-
-def _gate(features: Float[Tensor, "*b c2"]) -> Float[Tensor, "*b c"]:
-    left, right = features.chunk(2, dim=-1)
-    return left * right
 
 
 def _after(norm: nn.LayerNorm, linear: nn.Linear) -> tuple[Tensor, Tensor]:

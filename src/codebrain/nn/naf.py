@@ -61,15 +61,16 @@ class NafBlock(nn.Module):
 
     def plain(self, features: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
         """The block as published, one operation after the other: what the fast ways are compared with."""
-        gated = _gate(self.depthwise(self.expand1(self.norm1(features))))
+        gated = gate(self.depthwise(self.expand1(self.norm1(features))))
         attended = gated * self.attention(gated.mean((1, 2), keepdim=True))
         features = features + self.project1(attended) * self.scale1
-        gated = _gate(self.expand2(self.norm2(features)))
+        gated = gate(self.expand2(self.norm2(features)))
         result: Tensor = features + self.project2(gated) * self.scale2
         return result
 
 
-def _gate(features: Float[Tensor, "b h w c2"]) -> Float[Tensor, "b h w c"]:
+def gate(features: Float[Tensor, "*b c2"]) -> Float[Tensor, "*b c"]:
+    """The first half of the channels times the second."""
     left, right = features.chunk(2, dim=-1)
     return left * right
 
